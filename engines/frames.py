@@ -1,0 +1,43 @@
+"""Frames between a supervisor and its sandbox child over one stream socket. Sans-IO: bytes in, frames out.
+
+    offset  0     4     5     6      10     14
+            len   type  zero  inv    call   payload[len]          little-endian: u32 u8 u8 u32 u32
+
+`len` counts the payload only. `inv` numbers the invocation on this child, from 1; `call` a host call within it.
+
+    direction  type      inv  call  payload
+    S → C      BIND      0    0     u32 n, JSON[n] {"memory_bytes","log_bytes","result_bytes","isolation"}, code
+    S → C      INVOKE    i    0     u32 n, JSON[n] {"cpu_ms","kind":"json|text|bytes"}, u32 m, ctx JSON[m], input
+    S → C      HOSTRES   i    c     u8 ok (1 | 0), JSON text: the value, or {"code","message"}
+    S → C      CANCEL    i    0     empty: stop waiting for host calls and answer ERROR cancelled
+    C → S      READY     0    0     JSON {"memory_bytes", "boot_us"}: bound and loaded; or ERROR with inv 0
+    C → S      HOSTCALL  i    0     JSON [[call, op, argsJsonText], …]: all the calls of one turn
+    C → S      RESULT    i    0     u32 n, JSON[n] meta, value JSON text or Response body
+    C → S      ERROR     i    0     JSON meta + {"outcome", "error": {"name","message","stack","code"?}, "used"?}
+
+meta is {"wall_us","cpu_us","memory_bytes","kind":"json|response","status"?,"headers"?,"logs":[[level,text,at_us],…],
+"truncated"}. The child is hostile: whoever reads these frames checks every field, and a frame that breaks a rule of
+this table raises FrameError, after which the only right thing to do is to kill the child.
+
+The child side is a program of its own (engines/quickjs/child.py) and reads the same table; both import this module,
+which therefore imports nothing but `struct` and `enum`.
+"""
+
+import enum
+import struct
+
+HEADER = struct.Struct("<IBBII")
+LENGTH = struct.Struct("<I")
+MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
+MAX_CALLS_IN_FLIGHT = 64
+
+
+class Type(enum.IntEnum):
+    BIND = 1
+    INVOKE = 2
+    HOSTRES = 3
+    CANCEL = 4
+    READY = 16
+    HOSTCALL = 17
+    RESULT = 18
+    ERROR = 19

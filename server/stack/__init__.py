@@ -1,0 +1,1 @@
+"""The embedded stack: Postgres, NATS, Valkey, Envoy and the API processes as children of `python -m server up`."""

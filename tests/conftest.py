@@ -1,0 +1,3 @@
+"""One plugin file per outside thing the tests use."""
+
+pytest_plugins = ["tests.fix_stack"]

@@ -1,0 +1,66 @@
+"""Structured logs: one JSON line an event on stderr, a stable `action` beside the sentence for people."""
+
+import logging
+import sys
+import time
+from typing import Final
+
+import orjson
+
+_ROOT: Final = logging.getLogger("atlas")
+
+
+class Logger:
+    """Log by action: `log.warning("bus.lost", "The connection to NATS is lost", attempt=3)`."""
+
+    def __init__(self, name: str) -> None:
+        self._logger = _ROOT.getChild(name)
+
+    def debug(self, action: str, message: str, **fields: object) -> None:
+        self._write(logging.DEBUG, action, message, fields)
+
+    def info(self, action: str, message: str, **fields: object) -> None:
+        self._write(logging.INFO, action, message, fields)
+
+    def warning(self, action: str, message: str, **fields: object) -> None:
+        self._write(logging.WARNING, action, message, fields)
+
+    def error(self, action: str, message: str, **fields: object) -> None:
+        self._write(logging.ERROR, action, message, fields)
+
+    def exception(self, action: str, message: str, **fields: object) -> None:
+        """An error with the traceback of the exception being handled."""
+        self._write(logging.ERROR, action, message, fields, exc_info=True)
+
+    def _write(
+        self, level: int, action: str, message: str, fields: dict[str, object], *, exc_info: bool = False
+    ) -> None:
+        self._logger.log(level, message, exc_info=exc_info, extra={"action": action, "fields": fields})
+
+
+def logger(name: str) -> Logger:
+    return Logger(name)
+
+
+def configure(level: str) -> None:
+    """Write lines from `level` (debug, info, warning, error) upwards to stderr. Call once, when a program starts."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    _ROOT.handlers = [handler]
+    _ROOT.propagate = False
+    _ROOT.setLevel(level.upper())
+
+
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "action": getattr(record, "action", None),
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()

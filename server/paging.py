@@ -1,0 +1,113 @@
+"""Pages of a list in key order, newest first: an item inserted meanwhile never moves or repeats another.
+
+A page token is the place of the last item shown, bound to its list by a checksum. It is opaque, not secret: every
+query filters by project whatever the token says.
+
+    base64url of:  i64 order · 16 bytes id · 8 bytes SHA-256(list name · order · id)
+"""
+
+import base64
+import binascii
+import hashlib
+import struct
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final, Generic, TypeVar
+
+from server.errors import InvalidArgument
+
+DEFAULT_SIZE: Final = 50
+MAX_SIZE: Final = 200
+
+T = TypeVar("T")
+
+_PLACE: Final = struct.Struct(">q16s")
+_CHECK_BYTES: Final = 8
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    items: Sequence[T]
+    next_page_token: str  # empty on the last page
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a page ended. `order` is what the list is sorted by, `id` breaks ties."""
+
+    order: int
+    id: str
+
+    @property
+    def moment(self) -> datetime:
+        """`order` of a list sorted by time."""
+        return _EPOCH + timedelta(microseconds=self.order)
+
+
+END: Final = Place(2**63 - 1, "ffffffff-ffff-ffff-ffff-ffffffffffff")
+"""Before the first item of a list that is sorted by a number, newest first."""
+
+LATEST: Final = Place(
+    (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1), "ffffffff-ffff-ffff-ffff-ffffffffffff"
+)
+"""Before the first item of a list that is sorted by time, newest first."""
+
+
+def at(moment: datetime, item_id: str) -> Place:
+    """The place of an item in a list sorted by time."""
+    return Place((moment - _EPOCH) // timedelta(microseconds=1), item_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A checked page request: fetch up to `size + 1` items after `after` and let `page` cut them."""
+
+    name: str
+    size: int
+    after: Place
+
+    def page(self, items: Sequence[T], place: Callable[[T], Place]) -> Page[T]:
+        if len(items) <= self.size:
+            return Page(items, "")
+        shown = items[: self.size]
+        return Page(shown, _token(self.name, place(shown[-1])))
+
+
+def request(name: str, page_size: int, page_token: str, *, first: Place = LATEST) -> Request:
+    """Check what the caller sent for the list `name`; the name includes whose list it is.
+
+    InvalidArgument for a size outside 0..200 (0 is 50) and for a token of another list or of nobody.
+    """
+    if not 0 <= page_size <= MAX_SIZE:
+        raise InvalidArgument(
+            "page_size",
+            f"page_size is {page_size}; it must be 1 to {MAX_SIZE}, or 0 for {DEFAULT_SIZE}",
+            value=str(page_size),
+            allowed=str(MAX_SIZE),
+        )
+    return Request(name, page_size or DEFAULT_SIZE, _place(name, page_token) if page_token else first)
+
+
+def _token(name: str, place: Place) -> str:
+    packed = _PLACE.pack(place.order, uuid.UUID(place.id).bytes)
+    return base64.urlsafe_b64encode(packed + _check(name, packed)).decode().rstrip("=")
+
+
+def _place(name: str, token: str) -> Place:
+    bad = InvalidArgument("page_token", "page_token is not one that this list gave out; start again without it")
+    try:
+        raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise bad from None
+    packed, check = raw[: _PLACE.size], raw[_PLACE.size :]
+    if len(packed) != _PLACE.size or check != _check(name, packed):
+        raise bad
+    order, item_id = _PLACE.unpack(packed)
+    return Place(order, str(uuid.UUID(bytes=item_id)))
+
+
+def _check(name: str, packed: bytes) -> bytes:
+    return hashlib.sha256(name.encode() + b"\0" + packed).digest()[:_CHECK_BYTES]

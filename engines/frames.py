@@ -20,7 +20,8 @@ meta is {"wall_us","cpu_us","memory_bytes","kind":"json|response","status"?,"hea
 this table raises FrameError, after which the only right thing to do is to kill the child.
 
 The child side is a program of its own (engines/quickjs/child.py) and reads the same table; both import this module,
-which therefore imports nothing but `struct` and `enum`.
+which therefore imports nothing but `struct` and `enum`. What the payloads mean is for engines/messages.py (supervisor)
+and the child program to say.
 """
 
 import enum
@@ -41,3 +42,68 @@ class Type(enum.IntEnum):
     HOSTCALL = 17
     RESULT = 18
     ERROR = 19
+
+
+class FrameError(Exception):
+    """The other side broke the protocol. The connection is of no further use; end the process behind it."""
+
+
+def encode(kind: Type, inv: int = 0, call: int = 0, payload: bytes = b"") -> bytes:
+    """One whole frame. Raises ValueError when the payload is larger than MAX_PAYLOAD_BYTES."""
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise ValueError(f"a frame of {len(payload)} bytes; {MAX_PAYLOAD_BYTES} is the most")
+    return HEADER.pack(len(payload), kind, 0, inv, call) + payload
+
+
+Frame = tuple[Type, int, int, bytes]
+"""Type, inv, call, payload."""
+
+_TYPES = {int(kind): kind for kind in Type}
+
+
+class Reader:
+    """Turns a byte stream, cut anywhere, into frames. The same bytes give the same frames whatever the cuts.
+
+    It holds one incomplete frame at most: HEADER.size + MAX_PAYLOAD_BYTES and what one `feed` brought. After a
+    FrameError it stays broken and raises on every later feed.
+    """
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+        self._have = 0
+        self._need = HEADER.size
+        self._broken = False
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """The frames completed by `data`, in order. Raises FrameError at the first header that breaks a rule."""
+        if self._broken:
+            raise FrameError("the stream is already broken")
+        if self._have:
+            self._chunks.append(data)
+            self._have += len(data)
+            if self._have < self._need:
+                return []
+            data = b"".join(self._chunks)
+            self._chunks.clear()
+            self._have = 0
+
+        frames: list[Frame] = []
+        start, end = 0, len(data)
+        need = HEADER.size
+        while end - start >= HEADER.size:
+            length, number, zero, inv, call = HEADER.unpack_from(data, start)
+            kind = _TYPES.get(number)
+            if kind is None or zero or length > MAX_PAYLOAD_BYTES:
+                self._broken = True
+                raise FrameError(f"a header of type {number}, flags {zero}, {length} bytes")
+            need = HEADER.size + length
+            if end - start < need:
+                break
+            frames.append((kind, inv, call, data[start + HEADER.size : start + need]))
+            start += need
+            need = HEADER.size
+        if start < end:
+            self._chunks.append(data[start:])
+            self._have = end - start
+            self._need = need
+        return frames

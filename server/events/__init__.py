@@ -1,0 +1,1 @@
+"""Events: the bus they travel on."""

@@ -1,0 +1,52 @@
+"""The connection to NATS JetStream, kept for the life of the process and re-made for ever when it is lost."""
+
+from typing import Final
+
+import nats
+from nats.aio.client import Client
+
+from server.log import logger
+
+log = logger("events")
+
+CONNECT_TIMEOUT_S: Final = 5
+
+
+class EventBus:
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._client: Client | None = None
+
+    async def start(self) -> None:
+        """Connected, or an exception; once connected, reconnecting is the client's own business."""
+        self._client = await nats.connect(
+            self._url,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            max_reconnect_attempts=-1,
+            error_cb=_on_error,
+            disconnected_cb=_on_lost,
+            reconnected_cb=_on_back,
+        )
+
+    async def ping(self) -> None:
+        """JetStream answers, or an exception."""
+        if self._client is None:
+            raise ConnectionError("the event bus was not started")
+        await self._client.jetstream().account_info()
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+
+async def _on_error(error: Exception) -> None:
+    log.warning("bus.error", f"NATS: {error!r}")
+
+
+async def _on_lost() -> None:
+    log.warning("bus.lost", "The connection to NATS is lost; reconnecting")
+
+
+async def _on_back() -> None:
+    log.info("bus.back", "Connected to NATS again")

@@ -1,0 +1,120 @@
+"""Who may call what: one row a method, and deny by default.
+
+A key comes as `apikey: KEY` or `Authorization: Bearer KEY`. When both are sent, `apikey` is the key and
+`Authorization` is left to the function, so that an application's own tokens can travel beside our keys.
+"""
+
+import hmac
+from collections.abc import Mapping
+from contextvars import ContextVar
+from enum import Enum
+from typing import Final, Protocol
+
+from server.errors import AtlasError, PermissionDenied, Unauthenticated
+from server.projects import Principal
+
+
+class Access(Enum):
+    PUBLIC = "public"
+    ANY_KEY = "any key of the project"
+    SERVICE = "a service key of the project"
+    ADMIN = "the admin key"
+
+
+_FUNCTIONS: Final = "/atlas.functions.v1.FunctionService/"
+_PROJECTS: Final = "/atlas.projects.v1.ProjectService/"
+
+METHODS: Final[Mapping[str, Access]] = {
+    "/atlas.functions.v1.InvocationService/Invoke": Access.ANY_KEY,
+    "/atlas.functions.v1.InvocationService/InvokeHttp": Access.ANY_KEY,
+    _FUNCTIONS + "CreateFunction": Access.SERVICE,
+    _FUNCTIONS + "ListFunctions": Access.SERVICE,
+    _FUNCTIONS + "GetFunction": Access.SERVICE,
+    _FUNCTIONS + "DeleteFunction": Access.SERVICE,
+    _FUNCTIONS + "DeployFunction": Access.SERVICE,
+    _FUNCTIONS + "ListFunctionVersions": Access.SERVICE,
+    _FUNCTIONS + "ActivateFunctionVersion": Access.SERVICE,
+    _PROJECTS + "CreateProject": Access.ADMIN,
+    _PROJECTS + "GetProject": Access.ADMIN,
+    _PROJECTS + "ListProjects": Access.ADMIN,
+    _PROJECTS + "UpdateProject": Access.ADMIN,
+    _PROJECTS + "DeleteProject": Access.ADMIN,
+    _PROJECTS + "CreateApiKey": Access.ADMIN,
+    _PROJECTS + "ListApiKeys": Access.ADMIN,
+    _PROJECTS + "RevokeApiKey": Access.ADMIN,
+    "/atlas.health.v1.HealthService/CheckHealth": Access.PUBLIC,
+}
+
+
+class Keys(Protocol):
+    """Where keys are looked up: `server.projects.Keyring`."""
+
+    async def authenticate(self, secret: str) -> Principal | None: ...
+
+
+_principal: ContextVar[Principal] = ContextVar("principal")
+
+
+def principal() -> Principal:
+    """Whose key made the running call. Only inside methods whose access is ANY_KEY or SERVICE."""
+    return _principal.get()
+
+
+def key_of(headers: Mapping[str, str]) -> str | None:
+    """The API key among request headers with lower-case names, or None."""
+    if key := headers.get("apikey"):
+        return key.strip()
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+class Gate:
+    """Decides about one call before its method runs."""
+
+    def __init__(self, keys: Keys, admin_key: str) -> None:
+        self._keys = keys
+        self._admin_key = admin_key.encode()
+
+    async def admit(self, access: Access, headers: Mapping[str, str], project_id: str | None) -> None:
+        """Let the call through or raise Unauthenticated or PermissionDenied.
+
+        `project_id` is the one in the decoded request, None when the message has no such field: a JSON body can
+        override the path, so only the decoded message counts.
+        """
+        if access is Access.PUBLIC:
+            return
+        key = key_of(headers)
+        if key is None:
+            raise Unauthenticated(
+                f"No API key: send {access.value} as 'Authorization: Bearer KEY' or 'apikey: KEY'", reason="KEY_MISSING"
+            )
+        is_admin = hmac.compare_digest(key.encode(), self._admin_key)
+        if access is Access.ADMIN:
+            if not is_admin:
+                raise await self._refusal(key, access)
+            return
+        found = None if is_admin else await self._keys.authenticate(key)
+        if found is None:
+            raise _wrong_role("admin", access) if is_admin else _unknown_key()
+        if access is Access.SERVICE:
+            if found.role != "service":
+                raise _wrong_role(found.role, access)
+            if project_id is not None and project_id.lower() != found.project_id:
+                raise PermissionDenied(
+                    "This key belongs to another project than the request's project_id", reason="WRONG_PROJECT"
+                )
+        _principal.set(found)
+
+    async def _refusal(self, key: str, access: Access) -> AtlasError:
+        found = await self._keys.authenticate(key)
+        return _unknown_key() if found is None else _wrong_role(found.role, access)
+
+
+def _unknown_key() -> Unauthenticated:
+    return Unauthenticated("The API key is unknown or revoked", reason="KEY_UNKNOWN")
+
+
+def _wrong_role(role: str, access: Access) -> PermissionDenied:
+    return PermissionDenied(
+        f"A key of role {role} may not do this: it needs {access.value}", reason="WRONG_ROLE", metadata={"role": role}
+    )

@@ -1,0 +1,82 @@
+"""The one interceptor: every call is admitted by the Gate, and every error leaves as a status we chose.
+
+An AtlasError becomes its status with details; anything else is logged with a reference and reaches the caller as
+INTERNAL with that reference and no text of its own.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import grpc
+
+from server.errors import AtlasError, Internal
+from server.log import logger
+from server.rpc.access import METHODS, Gate
+from server.rpc.status import DETAILS_KEY, status_of
+
+log = logger("rpc")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = grpc.RpcMethodHandler[Any, Any]
+
+OPEN_PREFIXES: Final = ("/grpc.health.v1.", "/grpc.reflection.")
+"""Standard services for probes and debugging; they hold nothing of a tenant."""
+
+
+def headers_of(context: Context) -> dict[str, str]:
+    """Request headers with lower-case names; of a repeated one, the last. Binary metadata is left out."""
+    return {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+
+
+class Boundary(grpc.aio.ServerInterceptor):
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._guarded: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        method: str = handler_call_details.method
+        if (guarded := self._guarded.get(method)) is not None:
+            return guarded
+        handler = await continuation(handler_call_details)
+        if handler is None or method.startswith(OPEN_PREFIXES):
+            return handler
+        return self._guarded.setdefault(method, self._guard(method, handler))
+
+    def _guard(self, method: str, handler: Handler) -> Handler:
+        access = METHODS[method]
+        inner: Any = handler.unary_unary
+        gate = self._gate
+
+        async def call(request: Any, context: Context) -> Any:
+            try:
+                await gate.admit(access, headers_of(context), getattr(request, "project_id", None))
+                return await inner(request, context)
+            except (asyncio.CancelledError, grpc.aio.AbortError):
+                raise
+            except AtlasError as error:
+                await _abort(context, error)
+            except Exception:
+                reference = uuid.uuid4().hex[:12]
+                log.exception("rpc.fault", f"{method} failed with a fault of ours", method=method, reference=reference)
+                await _abort(context, _fault(reference))
+
+        return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+
+
+def _fault(reference: str) -> AtlasError:
+    return Internal(
+        f"Something failed on our side; the server's log says what under reference {reference}",
+        reason="INTERNAL_FAULT",
+        metadata={"reference": reference},
+    )
+
+
+async def _abort(context: Context, error: AtlasError) -> None:
+    code, message, details = status_of(error)
+    await context.abort(code, message, trailing_metadata=((DETAILS_KEY, details),))

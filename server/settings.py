@@ -6,6 +6,7 @@ default is used when the variable is unset or empty. `load` reports every bad va
 
 import dataclasses
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -50,6 +51,12 @@ class Settings:
     host: str = field(default="127.0.0.1", metadata=_doc("Address Envoy listens on; 0.0.0.0 to serve other machines"))
     api_processes: int = field(default=0, metadata=_doc("API processes; 0 is one per core, at most 4", low=0, high=64))
     admin_key: str = field(default="", metadata=_doc("Admin key, at least 32 characters; `up` makes one when unset"))
+    master_key: str = field(
+        default="",
+        metadata=_doc(
+            "Master key, 64 hex digits: tenants' database passwords derive from it; `up` makes one when unset"
+        ),
+    )
     state_dir: Path = field(
         default=Path(".atlas"),
         metadata=_doc("State of the embedded stack and the file `env`"),
@@ -125,6 +132,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         problems.append(f"ATLAS_LOG_LEVEL={values['log_level']!r}: must be debug, info, warning or error")
     if "admin_key" in values and len(str(values["admin_key"])) < 32:
         problems.append("ATLAS_ADMIN_KEY: must have at least 32 characters (the value is not shown)")
+    if "master_key" in values and not re.fullmatch(r"[0-9a-fA-F]{64}", str(values["master_key"])):
+        problems.append("ATLAS_MASTER_KEY: must be 64 hexadecimal digits (the value is not shown)")
     if problems:
         raise SettingsError("\n".join(problems))
     return Settings(**values)  # type: ignore[arg-type]

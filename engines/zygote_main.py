@@ -1,0 +1,210 @@
+"""The zygote: a small process that has everything imported and forks jailed workers on demand.
+
+    supervisor ── stub ── zygote (pid 1 of its pid namespace) ── workers        where there is a pid namespace
+    supervisor ── zygote ── workers                                             where there is none
+
+It talks to its supervisor over a SOCK_SEQPACKET socket, one JSON object a message:
+
+    supervisor → zygote   {"op": "spawn", "id", "probe"}  + the worker's socket
+    zygote → supervisor   {"op": "ready", "layers"}       first of all
+                          {"op": "spawned", "id", "pid"}  + a pidfd
+                          {"op": "failed", "id", "why"}
+                          {"op": "exit", "id", "status", "cpu_ms", "maxrss_bytes"}   status as os.waitstatus_to_exitcode
+
+A worker has the socket as fd 3 and runs `serve(3)` of the program's module, of which `preload()` ran before the jail
+closed. It dies with the zygote, and the zygote with its supervisor, whichever way that ends: by the parent-death
+signal, by the end of the pid namespace and by end-of-file on the control socket.
+
+Whatever is imported here is mapped into every worker: no asyncio, logging, random, typing or dataclasses.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+
+from engines import linux, probe
+from engines.jail import WORKER_SLOTS, Jail
+
+TYPE_CHECKING = False  # `typing` is not worth its memory here
+if TYPE_CHECKING:
+    import typing
+
+WORKER_SOCKET = 3
+BROKEN = 70  # exit status of a worker that could not be locked or whose program raised; the traceback is on stderr
+_CLOSE_RANGE = 436
+
+Serve = Callable[[int], None]
+
+
+def main(control_fd: int, supervisor_pid: int, module: str) -> None:
+    """Become the zygote of `module`; returns when the supervisor has gone and every worker is reaped."""
+    _die_with(supervisor_pid)
+    control = socket.socket(fileno=control_fd)
+    program = importlib.import_module(module)
+    program.preload()
+    probe.preload()
+    jail = Jail.enter(supervisor_pid)
+    if jail.layers["pidns"] == "on":
+        _become_first_process(control)
+    jail.close()
+    control.send(json.dumps({"op": "ready", "layers": jail.layers}).encode())
+    Zygote(control, jail, {False: program.serve, True: probe.serve}).run()
+
+
+def _die_with(parent_pid: int) -> None:
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(BROKEN)
+
+
+def _become_first_process(control: socket.socket) -> None:
+    """Go on in a child, pid 1 of the new namespace; the stub that stays behind only waits for it."""
+    stub_lives, held_by_stub = os.pipe()
+    zygote = os.fork()
+    if zygote:
+        control.close()
+        os.close(stub_lives)
+        os._exit(abs(os.waitstatus_to_exitcode(os.waitpid(zygote, 0)[1])))
+    os.close(held_by_stub)
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if select.select([stub_lives], [], [], 0)[0]:  # end of file: it died before the signal was armed
+        os._exit(BROKEN)
+    os.close(stub_lives)
+
+
+class Zygote:
+    """The loop. Single-threaded; its only state is which worker sits in which slot."""
+
+    def __init__(self, control: socket.socket, jail: Jail, programs: dict[bool, Serve]) -> None:
+        self._control = control
+        self._jail = jail
+        self._programs = programs
+        self._workers: dict[int, tuple[int, int]] = {}  # pid: (id, slot)
+        self._free_slots = list(range(WORKER_SLOTS))
+        heapify(self._free_slots)
+        self._child_ended, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        gc.collect()
+        gc.freeze()
+
+    def run(self) -> None:
+        """Serve until the supervisor closes the control socket, then end and reap every worker."""
+        ready = select.poll()
+        ready.register(self._control, select.POLLIN)
+        ready.register(self._child_ended, select.POLLIN)
+        try:
+            while True:
+                for descriptor, _ in ready.poll():
+                    if descriptor == self._child_ended:
+                        os.read(self._child_ended, 4096)
+                        self._reap()
+                    elif not self._receive():
+                        return
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        finally:
+            self._end_all()
+
+    def _receive(self) -> bool:
+        data, descriptors, _, _ = socket.recv_fds(self._control, 4096, 1)
+        if not data:
+            return False
+        message = json.loads(data)
+        try:
+            self._spawn(message["id"], descriptors[0], self._programs[message["probe"]])
+        except OSError as why:
+            self._send({"op": "failed", "id": message["id"], "why": os.strerror(why.errno or 0)})
+        finally:
+            os.close(descriptors[0])
+        return True
+
+    def _spawn(self, worker_id: int, descriptor: int, serve: Serve) -> None:
+        if not self._free_slots:
+            raise BlockingIOError("every worker slot is taken")
+        slot = heappop(self._free_slots)
+        try:
+            pid = os.fork()
+        except OSError:
+            heappush(self._free_slots, slot)
+            raise
+        if pid == 0:
+            run_worker(self._jail, slot, descriptor, serve)
+        self._workers[pid] = (worker_id, slot)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            raise
+        try:
+            self._send({"op": "spawned", "id": worker_id, "pid": pid}, pidfd)
+        finally:
+            os.close(pidfd)
+
+    def _reap(self, flags: int = os.WNOHANG) -> None:
+        while self._workers:
+            pid, status, usage = os.wait4(-1, flags)
+            if pid == 0:
+                return
+            if pid not in self._workers:  # an orphan that a pid namespace gave to its pid 1
+                continue
+            worker_id, slot = self._workers.pop(pid)
+            heappush(self._free_slots, slot)
+            self._send(
+                {
+                    "op": "exit",
+                    "id": worker_id,
+                    "status": os.waitstatus_to_exitcode(status),
+                    "cpu_ms": round((usage.ru_utime + usage.ru_stime) * 1000, 3),
+                    "maxrss_bytes": usage.ru_maxrss * 1024,
+                }
+            )
+
+    def _end_all(self) -> None:
+        for pid in self._workers:
+            os.kill(pid, signal.SIGKILL)
+        while self._workers:
+            try:
+                self._reap(0)
+            except (BrokenPipeError, ConnectionResetError):
+                continue  # nobody is left to be told
+
+    def _send(self, message: dict[str, object], *descriptors: int) -> None:
+        data = json.dumps(message).encode()
+        if descriptors:
+            socket.send_fds(self._control, [data], descriptors)
+        else:
+            self._control.send(data)
+
+
+def run_worker(jail: Jail, slot: int, descriptor: int, serve: Serve) -> typing.NoReturn:
+    """The child's life after the fork; never returns."""
+    status = BROKEN
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.dup2(descriptor, WORKER_SOCKET, inheritable=False)
+        _close_from(WORKER_SOCKET + 1)
+        jail.lock_worker(slot)
+        serve(WORKER_SOCKET)
+        status = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)
+
+
+def _close_from(first: int) -> None:
+    try:
+        linux.syscall(_CLOSE_RANGE, first, 0x7FFFFFFF, 0)
+    except OSError:  # before Linux 5.9
+        os.closerange(first, 1024)

@@ -19,9 +19,15 @@ def in_wheel(wheel: str, program: str) -> Path:
     for file in found.files or ():
         if file.name == program:
             path = Path(str(file.locate())).resolve()
-            if os.access(path, os.X_OK):
+            if os.access(path, os.X_OK) and not _is_script(path):
                 return path
     raise FileNotFoundError(f"the package {wheel} has no program {program}; run `make setup` again")
+
+
+def _is_script(path: Path) -> bool:
+    """Whether it is a wrapper in Python of the same name, which a wheel's entry point makes."""
+    with path.open("rb") as file:
+        return file.read(2) == b"#!"
 
 
 def runnable(program: Path, root: Path, keep: Sequence[str], account: Account | None, into: Path) -> Path:

@@ -1,0 +1,44 @@
+-- REST answers: the status a function chose, and the error envelope. Native gRPC and gRPC-web pass untouched.
+
+local names = {
+  ["1"] = "cancelled", ["2"] = "unknown", ["3"] = "invalid_argument", ["4"] = "deadline_exceeded",
+  ["5"] = "not_found", ["6"] = "already_exists", ["7"] = "permission_denied", ["8"] = "resource_exhausted",
+  ["9"] = "failed_precondition", ["10"] = "aborted", ["11"] = "out_of_range", ["12"] = "unimplemented",
+  ["13"] = "internal", ["14"] = "unavailable", ["15"] = "data_loss", ["16"] = "unauthenticated",
+}
+
+function envoy_on_request(handle)
+  local content_type = handle:headers():get("content-type") or ""
+  if content_type:sub(1, 16) == "application/grpc" then
+    handle:streamInfo():dynamicMetadata():set("atlas", "grpc", true)
+  end
+end
+
+function envoy_on_response(handle)
+  local ours = handle:streamInfo():dynamicMetadata():get("atlas")
+  if ours ~= nil and ours["grpc"] then return end
+
+  local headers = handle:headers()
+  for _, name in ipairs({"grpc-status", "grpc-message", "grpc-accept-encoding", "grpc-status-details-bin"}) do
+    headers:remove(name)
+  end
+
+  local chosen = headers:get("x-atlas-status")
+  if chosen ~= nil then
+    headers:remove("x-atlas-status")
+    headers:replace(":status", chosen)
+    return
+  end
+
+  -- {"code":5,"message":…} of the transcoder becomes {"error":{"code":"not_found","message":…}}.
+  if tonumber(headers:get(":status")) < 400 or headers:get("content-type") ~= "application/json" then return end
+  local body = handle:body()
+  if body == nil then return end
+  local text, found = body:getBytes(0, body:length()):gsub('^{"code":(%d+)', function(code)
+    return '{"code":"' .. (names[code] or "unknown") .. '"'
+  end, 1)
+  if found == 1 then
+    local size = body:setBytes('{"error":' .. text .. "}")
+    handle:headers():replace("content-length", tostring(size))  -- body() invalidated the first handle
+  end
+end

@@ -36,7 +36,9 @@ class Settings:
     )
     nats_url: str = field(
         default="",
-        metadata=_doc("NATS server URL (for trigger dispatch); the embedded server when unset"),
+        metadata=_doc(
+            "NATS server URL (for trigger dispatch), e.g. `nats://localhost:4222`; unset: the embedded server"
+        ),
     )
 
     # Where the other servers are; each unset one is started by `up`

@@ -23,6 +23,7 @@ from server.log import logger
 from server.paging import Page, at, request
 from server.postgres.changes import Changes
 from server.postgres.control import RETRY_AFTER_MS, Connection, Pool, transaction
+from server.postgres.tenants import schema_of
 from server.projects import api_keys
 from server.projects.api_keys import ApiKey
 from server.tiers import Tier, parse_tier
@@ -59,8 +60,6 @@ class Schemas(Protocol):
         """Remove both with all they hold; idempotent."""
         ...
 
-    def schema_of(self, project_id: str) -> str: ...
-
 
 class Projects:
     def __init__(self, pool: Pool, changes: Changes, schemas: Schemas, removals: Sequence[Removal] = ()) -> None:
@@ -88,7 +87,7 @@ class Projects:
             project = await _one(
                 conn,
                 f"INSERT INTO projects (id, name, tier, schema) VALUES (%s, %s, %s, %s) RETURNING {_COLUMNS}",
-                [project_id, parsed_name, parsed_tier, self._schemas.schema_of(project_id)],
+                [project_id, parsed_name, parsed_tier, schema_of(project_id)],
             )
             await self._changes.announce(conn, "project", project_id)
         return _found(project, project_id)

@@ -28,9 +28,6 @@ class FakeSchemas:
         self.proceed = asyncio.Event()
         self.proceed.set()
 
-    def schema_of(self, project_id: str) -> str:
-        return f"proj_{project_id.replace('-', '')}"
-
     async def provision(self, project_id: str) -> None:
         self.schemas.add(project_id)
         self.provisioning.set()

@@ -114,9 +114,9 @@ class Jail:
 def _uid_layer(uids: range, *, supervisor_can_kill: bool) -> str:
     if not (linux.has_capability(linux.CAP_SETUID) and linux.has_capability(linux.CAP_SETGID)):
         return "off: no CAP_SETUID"
-    if not supervisor_can_kill:
-        return "off: no CAP_KILL"
-    return "per-worker" if namespaces.maps(uids) else "off: ids not mapped"
+    if not namespaces.maps(uids):
+        return "off: ids not mapped"
+    return "per-worker" if supervisor_can_kill else "off: no CAP_KILL"
 
 
 def _offer_to_oom_killer() -> None:

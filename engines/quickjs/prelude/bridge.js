@@ -1,0 +1,149 @@
+// Eager. What the child calls. Every function here answers a primitive and throws only what the engine itself throws.
+//
+//   status   "P" flags delay   pending; flags: c calls to take, d digests to take, w waiting for the host; "-" if not
+//            "V" l json        returned a value        l: "l" when there are logs to take, else "-"
+//            "S" l json        returned a Response: {"status","headers"}; its body is to be taken
+//            "R" l length      the result is too long: its length in UTF-16 units, of which a byte each is the least
+//            "E" l json        threw: {"name","message","stack","code"?}
+//            "L" l json        the module cannot be used: the same
+//            "M" l             ran out of memory
+const LONGEST = { __proto__: null, name: 128, message: 8192, stack: 16384, code: 128 };
+let status = "";
+let handler;
+let resultLength = 0;
+let responseBody;
+let seedText = "";
+
+function text(value, field) {
+  const whole = typeof value === "string" ? value : toText(value);
+  const most = LONGEST[field];
+  return toWellFormed(whole.length > most ? slice(whole, 0, most) + "…" : whole);
+}
+
+function property(object, key) {
+  try { return object[key]; } catch { return undefined; }
+}
+
+function describe(error) {
+  let name = "Error", message = "", stack = "", code;
+  if (isNativeError(error) || (typeof error === "object" && error !== null && typeof property(error, "message") === "string")) {
+    const own = property(error, "name");
+    if (typeof own === "string" && own !== "") name = text(own, "name");
+    const said = property(error, "message");
+    if (typeof said === "string") message = text(said, "message");
+    const trace = property(error, "stack");
+    if (typeof trace === "string") stack = text(trace, "stack");
+    const given = property(error, "code");
+    if (typeof given === "string" || typeof given === "number") code = text(given, "code");
+  } else {
+    try { message = text(core.need("inspect").inspect(error), "message"); } catch { message = "(a value that cannot be shown)"; }
+    message = "Thrown value: " + message;
+  }
+  return '{"name":' + stringify(name) + ',"message":' + stringify(message) + ',"stack":' + stringify(stack) +
+    (code === undefined ? "" : ',"code":' + stringify(code)) + "}";
+}
+
+function isOutOfMemory(error) {
+  return isNativeError(error) && getPrototypeOf(error) === InternalErrorPrototype && error.message === "out of memory";
+}
+
+function fail(kind, error) {
+  if (isOutOfMemory(error)) { status = "M"; return; }
+  try { status = kind + describe(error); } catch (second) {
+    status = isOutOfMemory(second) ? "M" : kind + '{"name":"Error","message":"(an error that cannot be shown)","stack":""}';
+  }
+}
+
+function succeed(value) {
+  if (status !== "") return;
+  try {
+    const fetched = loaded.response;
+    if (fetched !== undefined && fetched.isResponse(value)) {
+      const answer = fetched.outgoing(value, resultLength);
+      responseBody = answer.body;
+      status = answer.tooLong ? "R" + answer.length : "S" + answer.head;
+      return;
+    }
+    const json = stringify(value);
+    if (json === undefined) status = "Vnull";
+    else if (json.length > resultLength) status = "R" + json.length;
+    else status = "V" + json;
+  } catch (error) { fail("E", error); }
+}
+
+function deepFreeze(value) {
+  if (typeof value !== "object" || value === null) return value;
+  const keys = ownKeys(value);
+  for (let i = 0; i < keys.length; i++) deepFreeze(value[keys[i]]);
+  return freeze(value);
+}
+
+async function whenSettled(promise) {
+  try { succeed(await promise); } catch (error) { if (status === "") fail("E", error); }
+}
+
+function begin() {
+  clearTimers();
+  clearCalls();
+  resetLogs();
+  responseBody = undefined;
+  status = "";
+}
+
+function report() {
+  if (status !== "") {
+    return slice(status, 0, 1) + (logText !== "" || logsTruncated ? "l" : "-") + slice(status, 1);
+  }
+  const timer = nextTimer();
+  let delay = "";
+  if (timer !== undefined) { const ms = timer.due - now(); delay = ms > 0 ? toText(ms) : "0"; }
+  return "P" + (outbox === "" ? "-" : "c") + (digestOutbox === "" ? "-" : "d") + (callsInFlight > 0 ? "w" : "-") + delay;
+}
+
+const bridge = {
+  __proto__: null,
+  tick,
+  settle: settleCall,
+  report,
+
+  configure(options) {
+    logBytesAllowed = options[0];
+    resultLength = options[1];
+    seedText = options[2];
+    begin();
+  },
+
+  // After the module's evaluation has begun: the default export, when it is there.
+  load() {
+    (async () => {
+      try {
+        const module = await import("<input>");
+        const candidate = module.default;
+        if (typeof candidate === "function") { handler = candidate; status = "V"; return; }
+        const what = candidate === undefined ? "no default export" : "a default export that is not a function";
+        fail("L", new TypeError("The module has " + what + "; it needs `export default function (input, ctx) { … }`"));
+      } catch (error) { fail("L", error); }
+    })();
+  },
+
+  // args: [ctx, kind, seed, input]
+  start(args) {
+    begin();
+    seedText = args[2];
+    if (args.length !== 4) { fail("E", new SyntaxError("The input is not one JSON value")); return report(); }
+    acceptingCalls = true;
+    try {
+      const input = args[1] === "bytes" ? fromBase64(args[3]) : args[3];
+      const value = handler(input, deepFreeze(args[0]));
+      if (typeof value === "object" && value !== null && typeof value.then === "function") whenSettled(value);
+      else succeed(value);
+    } catch (error) { fail("E", error); }
+    return report();
+  },
+
+  takeCalls() { const taken = outbox; outbox = ""; return "[" + taken + "]"; },
+  takeDigests() { const taken = digestOutbox; digestOutbox = ""; return "[" + taken + "]"; },
+  takeLogs() { const taken = logText; logText = ""; return "[" + taken + '],"truncated":' + (logsTruncated ? "true" : "false"); },
+  takeBody() { const taken = responseBody; responseBody = undefined; return taken; },
+};
+core.entropy = () => { const taken = seedText; seedText = ""; return taken; };

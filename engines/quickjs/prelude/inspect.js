@@ -1,0 +1,1 @@
+(function (core) { return { __proto__: null, inspect: (v) => core.toText(v) }; })

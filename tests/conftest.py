@@ -1,3 +1,8 @@
 """One plugin file per outside thing the tests use."""
 
-pytest_plugins = ["tests.fix_control", "tests.fix_stack"]
+pytest_plugins = [
+    "tests.fix_quickjs_child",
+    "tests.fix_control",
+    "tests.fix_stack",
+    "tests.fix_tenants",
+]

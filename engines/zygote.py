@@ -11,6 +11,7 @@ The protocol and the processes are described in engines/zygote_main.py.
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -157,6 +158,11 @@ class Zygote:
             self._process.kill()
             await self._all_dead.wait()
 
+    @property
+    def pid(self) -> int:
+        """The process we launched: the zygote, or the stub in front of it."""
+        return self._process.pid
+
     def __repr__(self) -> str:
         state = "gone" if self.died.done() else "ready" if self.layers else "starting"
         return f"<Zygote pid={self._process.pid} {state} workers={len(self._workers)} spawning={len(self._spawning)}>"
@@ -177,13 +183,15 @@ class Zygote:
                 case "ready":
                     self._ready.set_result(message["layers"])
                 case "spawned":
-                    self._on_spawned(message["id"], message["pid"], descriptors[0])
+                    if descriptors:
+                        self._on_spawned(message["id"], message["pid"], descriptors[0])
+                    else:  # lost for want of a free descriptor here; the worker ends when its socket closes
+                        self._on_failed(message["id"], os.strerror(errno.EMFILE))
                 case "failed":
-                    waiter = self._spawning.pop(message["id"])
-                    if not waiter.done():
-                        waiter.set_exception(SpawnFailed(message["why"]))
+                    self._on_failed(message["id"], message["why"])
                 case "exit":
-                    self._on_exit(self._workers[message["id"]], message)
+                    if worker := self._workers.get(message["id"]):
+                        self._on_exit(worker, message)
 
     def _on_spawned(self, worker_id: int, inner_pid: int, pidfd: int) -> None:
         worker = Worker(worker_id, _pid_of(pidfd) or inner_pid, pidfd, self._loop.create_future())
@@ -193,6 +201,11 @@ class Zygote:
             worker.kill()
         else:
             waiter.set_result(worker)
+
+    def _on_failed(self, worker_id: int, why: str) -> None:
+        waiter = self._spawning.pop(worker_id)
+        if not waiter.done():
+            waiter.set_exception(SpawnFailed(why))
 
     def _on_exit(self, worker: Worker, message: dict[str, float]) -> None:
         del self._workers[worker.id]

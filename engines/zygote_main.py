@@ -20,6 +20,7 @@ Whatever is imported here is mapped into every worker: no asyncio, logging, rand
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import json
@@ -48,6 +49,7 @@ Serve = Callable[[int], None]
 def main(control_fd: int, supervisor_pid: int, module: str) -> None:
     """Become the zygote of `module`; returns when the supervisor has gone and every worker is reaped."""
     _die_with(supervisor_pid)
+    os.environ.clear()  # Python has put LC_CTYPE there
     control = socket.socket(fileno=control_fd)
     program = importlib.import_module(module)
     program.preload()
@@ -73,7 +75,8 @@ def _become_first_process(control: socket.socket) -> None:
     if zygote:
         control.close()
         os.close(stub_lives)
-        os._exit(abs(os.waitstatus_to_exitcode(os.waitpid(zygote, 0)[1])))
+        status = os.waitstatus_to_exitcode(os.waitpid(zygote, 0)[1])
+        os._exit(status if status >= 0 else 128 - status)
     os.close(held_by_stub)
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     if select.select([stub_lives], [], [], 0)[0]:  # end of file: it died before the signal was armed
@@ -121,16 +124,19 @@ class Zygote:
             return False
         message = json.loads(data)
         try:
+            if not descriptors:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             self._spawn(message["id"], descriptors[0], self._programs[message["probe"]])
         except OSError as why:
-            self._send({"op": "failed", "id": message["id"], "why": os.strerror(why.errno or 0)})
+            self._send({"op": "failed", "id": message["id"], "why": why.strerror})
         finally:
-            os.close(descriptors[0])
+            for descriptor in descriptors:
+                os.close(descriptor)
         return True
 
     def _spawn(self, worker_id: int, descriptor: int, serve: Serve) -> None:
         if not self._free_slots:
-            raise BlockingIOError("every worker slot is taken")
+            raise OSError(errno.EAGAIN, "every worker slot is taken")
         slot = heappop(self._free_slots)
         try:
             pid = os.fork()

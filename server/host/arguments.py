@@ -1,0 +1,66 @@
+"""Arguments of a host call as the sandbox sent them: JSON text that nobody has checked yet."""
+
+import orjson
+
+from engines.contract import HostError
+
+
+def read(name: str, args: bytes, *, least: int, most: int) -> list[object]:
+    """The arguments, padded with None to `most`. HostError("invalid_argument") unless `args` is such an array."""
+    try:
+        values = orjson.loads(args)
+    except orjson.JSONDecodeError:
+        raise invalid(name, "the arguments are not JSON; a text may hold half of a surrogate pair") from None
+    if not isinstance(values, list):
+        raise invalid(name, f"the arguments must be an array, got {kind(values)}")
+    if not least <= len(values) <= most:
+        allowed = f"{least}" if least == most else f"{least} to {most}"
+        raise invalid(name, f"takes {allowed} arguments, got {len(values)}")
+    return values + [None] * (most - len(values))
+
+
+def options(name: str, field: str, value: object, known: frozenset[str]) -> dict[str, object]:
+    """An object with known fields only; null is an empty one."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise invalid(name, f"{field} must be an object, got {kind(value)}")
+    for key in value:
+        if key not in known:
+            raise invalid(name, f"{field} has the unknown field {key[:40]!r}; known are {', '.join(sorted(known))}")
+    return value
+
+
+def string(name: str, field: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise invalid(name, f"{field} must be a string, got {kind(value)}")
+    return value
+
+
+def number(name: str, field: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise invalid(name, f"{field} must be a number, got {kind(value)}")
+    return value
+
+
+def array(name: str, field: str, value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise invalid(name, f"{field} must be an array, got {kind(value)}")
+    return value
+
+
+def invalid(name: str, message: str) -> HostError:
+    return HostError("invalid_argument", f"{name}: {message}")
+
+
+def kind(value: object) -> str:
+    """What JavaScript calls it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "number"
+    if isinstance(value, str):
+        return "string"
+    return "array" if isinstance(value, list) else "object"

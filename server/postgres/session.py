@@ -1,0 +1,271 @@
+"""One connection of a tenant's role: one statement at a time, committed only when its caller has seen all of it.
+
+    connect ─▶ idle ── execute ─▶ answered ── commit ─▶ idle          rows were read, nothing is committed yet
+                 │                    │
+                 │                    └─ abandon ─▶ closed            no Sync was sent, so the server rolls back
+                 └─ SqlError: rolled back and reset, idle again
+
+`commit` sends Sync and DISCARD ALL in one write, so whatever a statement did to its session is gone before the next.
+Statements go through the extended protocol only: the server itself refuses two in one string.
+"""
+
+import asyncio
+import secrets
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from server.postgres import scram, wire
+
+CONNECT_TIMEOUT_S: Final = 5.0
+CANCEL_TIMEOUT_S: Final = 2.0
+READ_BYTES: Final = 64 * 1024
+MAX_HANDSHAKE_BYTES: Final = 64 * 1024
+
+_RESET: Final = wire.SYNC + wire.parse("DISCARD ALL", ()) + wire.bind(()) + wire.EXECUTE + wire.SYNC
+
+_LAST: Final = frozenset((b"C", b"I", b"E", b"G", b"H", b"W"))
+"""Message types that end a statement's answer: done, empty, refused, or waiting for COPY."""
+
+OnColumns = Callable[[list[wire.Column]], None]
+OnRow = Callable[[list[bytes | None]], None]
+
+
+class SqlError(Exception):
+    """The server refused a statement. `fields` as in the protocol: C SQLSTATE, M message, D, H, P, W."""
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        super().__init__(fields.get("M", "unknown error"))
+        self.fields = fields
+        self.sqlstate = fields.get("C", "XX000")
+
+
+class ConnectionLost(Exception):
+    """There is no connection: it could not be made, or it ended. Nothing that was not committed has happened."""
+
+
+class CopyRefused(Exception):
+    """COPY FROM STDIN or TO STDOUT, for which a call has no stream. Abandon the session."""
+
+
+class Reader(asyncio.StreamReader):
+    """Knows that the server has gone also while its last words are unread."""
+
+    ended = False
+
+    def feed_eof(self) -> None:
+        self.ended = True
+        super().feed_eof()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where a server listens. `host` is a directory (with a leading slash) for a unix socket."""
+
+    host: str
+    port: int = 5432
+    tls: ssl.SSLContext | None = None
+    tls_required: bool = False
+
+    async def open(self) -> tuple[Reader, asyncio.StreamWriter]:
+        loop = asyncio.get_running_loop()
+        reader = Reader(limit=READ_BYTES, loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        transport: asyncio.Transport
+        if self.host.startswith("/"):
+            path = f"{self.host}/.s.PGSQL.{self.port}"
+            transport, _ = await loop.create_unix_connection(lambda: protocol, path)
+        else:
+            transport, _ = await loop.create_connection(lambda: protocol, self.host, self.port)
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Login:
+    """Who logs in, with which settings for the session."""
+
+    role: str
+    database: str
+    password: str = field(repr=False)
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+class Session:
+    """Made by `connect`. For one task at a time."""
+
+    def __init__(self, address: Address, reader: Reader, writer: asyncio.StreamWriter) -> None:
+        self._address = address
+        self._reader = reader
+        self._writer = writer
+        self._inbox = wire.Inbox(MAX_HANDSHAKE_BYTES)
+        self._pending: list[wire.Message] = []
+        self._cancel_key: tuple[int, int] | None = None
+        self._running = False  # the server works on a statement that has not been answered
+
+    @property
+    def alive(self) -> bool:
+        return not self._writer.is_closing() and not self._reader.ended
+
+    @classmethod
+    async def connect(cls, address: Address, login: Login, *, max_message_bytes: int) -> "Session":
+        """Logged in and idle. ConnectionLost when there is no server, SqlError when it refuses the role."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                session = cls(address, *await address.open())
+                try:
+                    await session._secure()
+                    await session._log_in(login)
+                except BaseException:
+                    session.close()
+                    raise
+        except (OSError, TimeoutError, wire.WireError, scram.ScramError) as why:
+            raise ConnectionLost(f"no connection to Postgres: {why}") from why
+        session._inbox = wire.Inbox(max_message_bytes)
+        return session
+
+    async def describe(self, sql: str, types: Sequence[int]) -> list[int]:
+        """The parameters' types as the server infers them where `types` has 0. Nothing is run. SqlError."""
+        self._writer.write(wire.parse(sql, types) + wire.DESCRIBE_STATEMENT + wire.SYNC)
+        inferred: list[int] = []
+        refused: SqlError | None = None
+        while (message := await self._next()).type != b"Z":
+            if message.type == b"t":
+                inferred = wire.parameter_types(message.body)
+            elif message.type == b"E":
+                refused = SqlError(wire.fields(message.body))
+        if refused:
+            raise refused
+        return inferred
+
+    async def execute(
+        self, sql: str, types: Sequence[int], values: Sequence[bytes | None], on_columns: OnColumns, on_row: OnRow
+    ) -> str:
+        """Run one statement and return its command tag, e.g. "INSERT 0 1"; `commit` or `abandon` must follow.
+
+        SqlError leaves the session idle. After any other exception, `on_row`'s included, `abandon` it.
+        """
+        self._writer.write(
+            wire.parse(sql, types) + wire.bind(values) + wire.DESCRIBE_PORTAL + wire.EXECUTE + wire.FLUSH
+        )
+        self._running = True
+        await self._drain()
+        while True:
+            message = await self._next()
+            self._running = message.type not in _LAST
+            match message.type:
+                case b"D":
+                    on_row(wire.row(message.body))
+                case b"T":
+                    on_columns(wire.columns(message.body))
+                case b"C":
+                    return message.body.rstrip(b"\0").decode("utf-8", "replace")
+                case b"I":  # an empty string
+                    return ""
+                case b"E":
+                    await self._reset()
+                    raise SqlError(wire.fields(message.body))
+                case b"G" | b"H" | b"W":
+                    raise CopyRefused
+
+    async def commit(self) -> None:
+        """Commit and leave a clean session. SqlError when a deferred constraint refuses: rolled back, and idle."""
+        refused = await self._reset()
+        if refused:
+            raise refused
+
+    async def abandon(self) -> None:
+        """Stop the running statement on the server, roll it back and close. Never raises, takes at most 4 s."""
+        if self._running:
+            with suppress(ConnectionLost, OSError, TimeoutError, wire.WireError):
+                async with asyncio.timeout(CANCEL_TIMEOUT_S):
+                    await self._cancel()
+                async with asyncio.timeout(CANCEL_TIMEOUT_S):
+                    while (await self._next()).type not in _LAST:
+                        pass
+        self._writer.transport.abort()
+
+    def close(self) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(wire.TERMINATE)
+            self._writer.close()
+
+    async def _secure(self) -> None:
+        if self._address.tls is None:
+            return
+        self._writer.write(wire.SSL_REQUEST)
+        if await self._reader.readexactly(1) == b"S":
+            await self._writer.start_tls(self._address.tls, server_hostname=self._address.host)
+        elif self._address.tls_required:
+            raise ConnectionLost("the server does not offer TLS, which sslmode requires")
+
+    async def _log_in(self, login: Login) -> None:
+        exchange = scram.Scram(login.password, secrets.token_urlsafe(18))
+        self._writer.write(wire.startup({"user": login.role, "database": login.database, **login.settings}))
+        proven = True
+        while (message := await self._next()).type != b"Z":
+            if message.type == b"E":
+                raise SqlError(wire.fields(message.body))
+            if message.type == b"K":
+                self._cancel_key = (int.from_bytes(message.body[:4], "big"), int.from_bytes(message.body[4:8], "big"))
+            if message.type != b"R":
+                continue
+            match int.from_bytes(message.body[:4], "big"):
+                case 0:
+                    if not proven:
+                        raise scram.ScramError("the server skipped the proof of the password")
+                case 10 if scram.MECHANISM.encode() in message.body[4:].split(b"\0"):
+                    proven = False
+                    self._writer.write(wire.sasl_initial(scram.MECHANISM, exchange.first))
+                case 11:
+                    self._writer.write(wire.password(exchange.answer(message.body[4:])))
+                case 12:
+                    exchange.verify(message.body[4:])
+                    proven = True
+                case other:
+                    raise wire.WireError(
+                        f"authentication method {other}; only peer, trust and SCRAM-SHA-256 are spoken"
+                    )
+
+    async def _reset(self) -> SqlError | None:
+        self._writer.write(_RESET)
+        refused: SqlError | None = None
+        for part in ("statement", "reset"):
+            while (message := await self._next()).type != b"Z":
+                if message.type != b"E":
+                    continue
+                if part == "reset":
+                    raise ConnectionLost("the session could not be reset")
+                refused = SqlError(wire.fields(message.body))
+        return refused
+
+    async def _cancel(self) -> None:
+        if self._cancel_key is None:
+            return
+        reader, writer = await self._address.open()
+        try:
+            writer.write(wire.cancel_request(*self._cancel_key))
+            await reader.read()  # the server closes once it has passed the signal on
+        finally:
+            writer.close()
+
+    async def _next(self) -> wire.Message:
+        while not self._pending:
+            try:
+                data = await self._reader.read(READ_BYTES)
+            except OSError as why:
+                raise ConnectionLost(f"the connection ended: {why}") from why
+            if not data:
+                raise ConnectionLost("the server closed the connection")
+            self._pending = self._inbox.feed(data)
+            self._pending.reverse()
+            if len(data) == READ_BYTES:
+                await asyncio.sleep(0)  # a long result must not keep the loop from others
+        return self._pending.pop()
+
+    async def _drain(self) -> None:
+        try:
+            await self._writer.drain()
+        except OSError as why:
+            raise ConnectionLost(f"the connection ended: {why}") from why

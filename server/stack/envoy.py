@@ -13,7 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
-from server.stack.account import Account, directory, private_file
+from server.stack.account import Account, directory, private_file, servant
 from server.stack.binaries import in_wheel, runnable
 from server.stack.part import Part
 
@@ -172,14 +172,14 @@ def _envelope(code: str, message: str) -> dict[str, object]:
     return {"json_format": {"error": {"code": code, "message": message, "details": []}}}
 
 
-def part(*, front: Front, home: Path, programs: Path, log: Path, account: Account | None) -> Part:
-    """Write the configuration into `home`; return the server.
+def front_account(port: int) -> Account | None:
+    """Who runs Envoy. As root that is `nobody`, unless the kernel lets only root listen on the port."""
+    return servant() if port >= unprivileged_from() else None
 
-    As root it runs as `nobody`, who may not listen on ports below 1024 unless the kernel says so; then it stays root.
-    """
+
+def part(*, front: Front, home: Path, programs: Path, log: Path, account: Account | None) -> Part:
+    """Write the configuration into `home`; return the server."""
     program = in_wheel(WHEEL, "envoy")
-    if account and front.port < unprivileged_from():
-        account = None
     directory(home, account, mode=0o711)
     config = private_file(home / "envoy.yaml", render(front), account)
     front.access_log.touch(mode=0o640)
@@ -205,6 +205,7 @@ def part(*, front: Front, home: Path, programs: Path, log: Path, account: Accoun
         env={"LC_ALL": "C.UTF-8"},
         log=log,
         account=account,
+        before=lambda: front.admin_socket.unlink(missing_ok=True),
         probe=lambda: admin_ready(front.admin_socket),
     )
 

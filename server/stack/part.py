@@ -31,7 +31,9 @@ class Part:
     """How to run one server.
 
     `probe` says whether it serves now: local, without side effects, at most a few milliseconds when it does.
-    `stop_signal` asks for a quick, orderly end. `secrets` never appear in `argv`, which every user of the machine sees.
+    `before` runs before every start, `after` once the part is ready. `stop_signal` asks for a quick, orderly end;
+    `death_signal` is what the kernel sends when we die (default: the same). No secret may be in `argv`, which every
+    user of the machine sees.
     """
 
     name: str
@@ -41,7 +43,10 @@ class Part:
     probe: Callable[[], bool]
     env: Mapping[str, str] = field(default_factory=dict)
     account: Account | None = None
+    before: Callable[[], None] = lambda: None
+    after: Callable[[], None] = lambda: None
     stop_signal: signal.Signals = signal.SIGTERM
+    death_signal: signal.Signals | None = None
     ready_s: float = 20.0
     stop_s: float = 5.0
 
@@ -49,8 +54,9 @@ class Part:
 class Running:
     """A started part. `pidfd` becomes readable when it ends."""
 
-    def __init__(self, part: Part, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, part: Part, process: subprocess.Popen[bytes], log_start: int) -> None:
         self.part = part
+        self._log_start = log_start
         self.process = process
         self.pidfd = os.pidfd_open(process.pid)
         self.started_s = time.monotonic()
@@ -72,12 +78,20 @@ class Running:
     def check_ready(self, deadline_s: float) -> bool:
         """Whether it serves; PartFailed if it ended or the deadline (monotonic) has passed."""
         if not self.alive:
-            raise PartFailed(ended(self.part, self.process.returncode))
+            raise PartFailed(self.obituary())
         if self.part.probe():
+            self.part.after()
             return True
         if time.monotonic() > deadline_s:
-            raise PartFailed(f"{self.part.name} was not ready within {self.part.ready_s:g} s\n{tail(self.part.log)}")
+            last_words = tail(self.part.log, self._log_start)
+            raise PartFailed(f"{self.part.name} was not ready within {self.part.ready_s:g} s\n{last_words}")
         return False
+
+    def obituary(self) -> str:
+        """How it ended, with the last lines that it wrote."""
+        status = self.process.returncode
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        return f"{self.part.name} {how}\n{tail(self.part.log, self._log_start)}"
 
     def ask_to_stop(self) -> None:
         if self.alive:
@@ -108,17 +122,19 @@ def start(part: Part, mark: str) -> Running:
     """Start the part, its output appended to its log. Call it from the main thread: the kernel ties the child's
     death signal to the thread that forked it."""
     us = os.getpid()
-    stop_signal = int(part.stop_signal)
+    death_signal = int(part.death_signal or part.stop_signal)
 
     def tie_to_parent() -> None:  # runs in the child, after the change of user (which clears the death signal)
-        _prctl(PR_SET_PDEATHSIG, stop_signal, 0, 0, 0)
+        _prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
         if os.getppid() != us:
             os._exit(1)
 
+    part.before()
     identity: dict[str, object] = {}
     if part.account:
         identity = {"user": part.account.uid, "group": part.account.gid, "extra_groups": []}
     with part.log.open("ab") as log:
+        log_start = log.tell()
         process = subprocess.Popen(
             part.argv,
             cwd=part.cwd,
@@ -130,20 +146,13 @@ def start(part: Part, mark: str) -> Running:
             preexec_fn=tie_to_parent,
             **identity,  # type: ignore[call-overload]
         )
-    return Running(part, process)
+    return Running(part, process, log_start)
 
 
-def ended(part: Part, returncode: int) -> str:
-    how = f"was killed by {signal.Signals(-returncode).name}" if returncode < 0 else f"ended with status {returncode}"
-    return f"{part.name} {how}\n{tail(part.log)}"
-
-
-def tail(log: Path, lines: int = 15, chunk_bytes: int = 16_384) -> str:
-    """The last lines of a log, indented."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - chunk_bytes))
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return "    (no log)"
-    return "\n".join(f"    {line}" for line in text.splitlines()[-lines:]) or "    (its log is empty)"
+def tail(log: Path, start: int = 0, lines: int = 15, chunk_bytes: int = 16_384) -> str:
+    """The last lines of a log from the offset `start` on, indented."""
+    with log.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(start if start <= size else 0, size - chunk_bytes))
+        text = file.read().decode(errors="replace")
+    return "\n".join(f"    {line}" for line in text.splitlines()[-lines:]) or f"    (it wrote nothing to {log})"

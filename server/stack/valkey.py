@@ -37,7 +37,6 @@ def part(
     program = in_wheel(WHEEL, "valkey-server")
     directory(data, account)
     directory(socket.parent, account, mode=0o711)
-    socket.unlink(missing_ok=True)
     text = CONFIG.format(socket=_quoted(socket), data=_quoted(data), password=_quoted(password))
     private_file(config, text, account)
     return Part(
@@ -47,6 +46,7 @@ def part(
         env={"LC_ALL": "C.UTF-8"},
         log=log,
         account=account,
+        before=lambda: socket.unlink(missing_ok=True),
         probe=lambda: _answers(url(socket, password)),
     )
 

@@ -1,0 +1,59 @@
+"""An API process as a part: `python -m server api` on a unix socket of its own."""
+
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Final
+
+from server.settings import Settings, variable
+from server.stack.account import Account
+from server.stack.envoy import ROOT
+from server.stack.part import Part
+
+DECIDED: Final = (
+    *("database_url", "tenant_database_url", "nats_url", "redis_url"),
+    *("admin_key", "master_key", "functions_dir", "state_dir", "api_socket"),
+)
+
+
+def part(name: str, settings: Settings, log: Path, front: Account | None) -> Part:
+    """The process serves on `settings.api_socket`, which `front` (who runs Envoy) may connect to."""
+    path = settings.api_socket
+    assert path is not None
+
+    def admit() -> None:
+        if front:
+            os.chown(path, front.uid, front.gid)
+
+    return Part(
+        name=name,
+        argv=(sys.executable, "-m", "server", "api"),
+        cwd=ROOT,
+        env=environment(settings),
+        log=log,
+        before=lambda: path.unlink(missing_ok=True),
+        probe=lambda: accepts(path),
+        after=admit,
+        ready_s=60.0,
+        stop_s=6.0,  # Envoy is gone by then, and the clients with it
+        death_signal=signal.SIGKILL,
+    )
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Our own environment, with what `up` has decided."""
+    decided = {variable(name): str(getattr(settings, name)) for name in DECIDED}
+    return {**os.environ, **decided, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "gen")))}
+
+
+def accepts(path: Path) -> bool:
+    """Whether somebody listens on the socket."""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(1.0)
+            connection.connect(str(path))
+    except OSError:
+        return False
+    return True

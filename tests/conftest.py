@@ -2,7 +2,9 @@
 
 pytest_plugins = [
     "tests.fix_quickjs_child",
+    "tests.fix_sandbox",
     "tests.fix_control",
+    "tests.fix_functions",
     "tests.fix_stack",
     "tests.fix_tenants",
 ]

@@ -1,0 +1,90 @@
+"""A sandbox child as the pool sees it, who may want it, and what there is to do about them.
+
+FORKING ─▶ BLANK ─▶ BINDING ─▶ IDLE ─▶ RUNNING ◀─▶ WAIT_HOST
+                                 ▲        │            │
+                                 └────────┴─ DRAINING ◀┘          any ─▶ KILLED ─▶ REAPED
+
+BLANK      a spare: nobody's code has touched it
+BINDING    loads the code of one key; from here on it belongs to that key for ever
+WAIT_HOST  runs, but only a host answer can wake it
+DRAINING   its run has a verdict already; it has a short grace to become IDLE again
+KILLED     SIGKILL is sent; it still counts until REAPED, so a slot is never given away twice
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+Key = tuple[object, ...]
+"""Begins with project and function. Equal keys mean the same code under the same bounds."""
+
+
+class State(Enum):
+    FORKING = "forking"
+    BLANK = "blank"
+    BINDING = "binding"
+    IDLE = "idle"
+    RUNNING = "running"
+    WAIT_HOST = "wait_host"
+    DRAINING = "draining"
+    KILLED = "killed"
+    REAPED = "reaped"
+
+
+BUSY: Final = frozenset({State.BINDING, State.RUNNING, State.WAIT_HOST, State.DRAINING})
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """Somebody who needs a child of `key`."""
+
+    key: Key
+    queued_ms: float
+    waiting: bool = False
+
+
+@dataclass(eq=False, slots=True, repr=False)
+class Child:
+    id: int
+    born_ms: float
+    state: State = State.FORKING
+    key: Key | None = None
+    ready_ms: float = 0.0  # when it became BLANK
+    idle_since_ms: float = 0.0
+    calls: int = 0
+    worn: str = ""  # why it will not be used again after this run
+
+    def __repr__(self) -> str:
+        name = "/".join(str(part) for part in self.key[:3]) if self.key else "-"
+        return f"<child {self.id} {self.state.value} {name} calls={self.calls}{' ' + self.worn if self.worn else ''}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    child: Child
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    child: Child
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    child: Child
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    child: Child
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    request: Request
+
+
+Action = Spawn | Bind | Start | Kill | Reject

@@ -1,0 +1,337 @@
+"""Which sandbox child serves which request. Pure: every method is told the time and returns the I/O to do.
+
+Requests wait in order of arrival within a project, and projects take turns. While one waits there is no idle child of
+its key. A child serves one request at a time, and never two keys; its states are drawn in engines/children.py.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, MutableMapping
+from dataclasses import dataclass, field
+from itertools import islice, zip_longest
+from typing import Final, TypeVar
+
+from engines.children import Action, Bind, Child, Key, Kill, Reject, Request, Spawn, Start, State
+
+PATIENCE_MS: Final = 5.0
+"""How long a request waits for a busy child of its own key before it may take a new one, or another key's: about what a
+cold start costs, so that short functions do not fork a child for every caller of one moment."""
+
+MAX_CALLS: Final = 10_000
+MAX_AGE_MS: Final = 3_600_000.0
+IDLE_TTL_MS: Final = 60_000.0
+MAX_FORKING: Final = 4
+MAX_WAITING_PER_PROJECT: Final = 1_000
+SCANNED: Final = 64  # of a project's queue, in one look for somebody to give a child to
+SPAWN_BACKOFF_MS: Final = (50.0, 2_000.0)
+
+
+Queue = OrderedDict[Request, None]
+K = TypeVar("K")
+
+
+@dataclass(eq=False, kw_only=True)
+class Pool:
+    """`spares` blanks are kept; at most `max_children` live at a time, `max_children_per_project` of one project."""
+
+    spares: int
+    max_children: int
+    max_children_per_project: int
+    queue_ms: float
+    can_spawn: bool = True
+    children: set[Child] = field(default_factory=set)
+    _blank: list[Child] = field(default_factory=list)
+    _idle: OrderedDict[Child, None] = field(default_factory=OrderedDict)  # least recently used first
+    _idle_of: dict[Key, list[Child]] = field(default_factory=dict)
+    _bound: dict[Key, int] = field(default_factory=dict)  # children by key and by project, KILLED ones included
+    _held: dict[object, int] = field(default_factory=dict)
+    _waiting: OrderedDict[object, Queue] = field(default_factory=OrderedDict)  # by project, next turn first
+    _waiting_of: dict[Key, Queue] = field(default_factory=dict)
+    _coming: int = 0  # FORKING or KILLED: each will make room for somebody
+    _forking: int = 0
+    _next_id: int = 1
+    _spawn_after_ms: float = 0.0
+    _backoff_ms: float = SPAWN_BACKOFF_MS[0]
+
+    def __repr__(self) -> str:
+        counts = " ".join(f"{name}={count}" for name, count in self.counts().items() if count)
+        return f"<pool {counts or 'empty'}>"
+
+    def counts(self) -> dict[str, int]:
+        """How many children are in each state, and how many requests wait."""
+        counts = dict.fromkeys((state.value for state in State), 0)
+        for child in self.children:
+            counts[child.state.value] += 1
+        return {**counts, "waiting": self.waiting}
+
+    @property
+    def waiting(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    # What happens
+
+    def submit(self, request: Request, now_ms: float) -> list[Action]:
+        """A new request: started at once on an idle child of its key, or queued."""
+        idle = self._idle_of.get(request.key)
+        if idle:
+            return [self._start(idle[-1], request)]
+        project = request.key[0]
+        queue = self._waiting.setdefault(project, OrderedDict())
+        if len(queue) >= MAX_WAITING_PER_PROJECT:
+            return [Reject(request)]
+        request.waiting = True
+        queue[request] = None
+        self._waiting_of.setdefault(request.key, OrderedDict())[request] = None
+        return self._place(now_ms)
+
+    def give_up(self, request: Request) -> None:
+        """Its caller went away. Does nothing when it no longer waits."""
+        if request.waiting:
+            self._unqueue(request)
+
+    def forked(self, child: Child, now_ms: float) -> list[Action]:
+        self._leave(child)
+        child.state = State.BLANK
+        child.ready_ms = now_ms
+        self._blank.append(child)
+        self._backoff_ms = SPAWN_BACKOFF_MS[0]
+        return self._place(now_ms)
+
+    def fork_failed(self, child: Child, now_ms: float) -> list[Action]:
+        """No new child for a while; those that live go on."""
+        self._spawn_after_ms = now_ms + self._backoff_ms
+        self._backoff_ms = min(self._backoff_ms * 2, SPAWN_BACKOFF_MS[1])
+        return self.reaped(child, now_ms)
+
+    def loaded(self, child: Child) -> None:
+        """Its code is loaded and the request it was bound for starts on it."""
+        child.state = State.RUNNING
+        child.calls += 1
+
+    def released(self, child: Child, now_ms: float) -> list[Action]:
+        """Its run is over. The child goes to the next request of its key unless it is worn, or owed to another."""
+        assert child.key is not None
+        if child.calls >= MAX_CALLS:
+            child.worn = "calls"
+        elif now_ms - child.born_ms >= MAX_AGE_MS:
+            child.worn = child.worn or "age"
+        if child.worn:
+            return [self.kill(child, child.worn), *self._place(now_ms)]
+        if not self._waiting:
+            self._rest(child, now_ms)
+            return []
+        if claim := self._owed(child, now_ms):
+            self._waiting.move_to_end(claim.key[0], last=False)
+            return [self.kill(child, "owed"), *self._place(now_ms)]
+        if queue := self._waiting_of.get(child.key):
+            request = next(iter(queue))
+            self._unqueue(request)
+            return [self._start(child, request)]
+        self._rest(child, now_ms)
+        return self._place(now_ms)
+
+    def kill(self, child: Child, why: str) -> Kill:
+        """From any state but KILLED and REAPED. `reaped` follows when the process is gone."""
+        self._leave(child)
+        child.state = State.KILLED
+        child.worn = child.worn or why
+        self._coming += 1
+        return Kill(child, why)
+
+    def reaped(self, child: Child, now_ms: float) -> list[Action]:
+        """The process is gone, killed or not."""
+        self._leave(child)
+        child.state = State.REAPED
+        self.children.discard(child)
+        if child.key is not None:
+            _drop(self._bound, child.key)
+            _drop(self._held, child.key[0])
+        return self._place(now_ms)
+
+    def wake(self, now_ms: float) -> list[Action]:
+        """Time has passed. Call every PATIENCE_MS or so while requests wait, and every second otherwise."""
+        actions: list[Action] = []
+        for project in list(self._waiting):
+            for request in list(self._waiting[project]):
+                if now_ms - request.queued_ms < self.queue_ms:
+                    break
+                self._unqueue(request)
+                actions.append(Reject(request))
+        while self._idle and now_ms - (oldest := next(iter(self._idle))).idle_since_ms >= IDLE_TTL_MS:
+            actions.append(self.kill(oldest, "idle"))
+        return actions + self._place(now_ms)
+
+    def retire(self, function_id: str) -> list[Action]:
+        """Idle children of the function end now, busy ones after their run."""
+        mine = [child for child in self.children if child.key is not None and child.key[1] == function_id]
+        for child in mine:
+            child.worn = child.worn or "retired"
+        return [self.kill(child, "retired") for child in mine if child.state is State.IDLE]
+
+    def close(self) -> list[Action]:
+        """Nobody waits, nothing is forked any more, and every child ends. FORKING ones end when they are `forked`."""
+        self.can_spawn = False
+        waiting = [request for queue in self._waiting.values() for request in queue]
+        for request in waiting:
+            self._unqueue(request)
+        ending = (State.FORKING, State.KILLED)
+        kills = [self.kill(child, "closing") for child in self.children if child.state not in ending]
+        return [*map(Reject, waiting), *kills]
+
+    # How it is decided
+
+    def _place(self, now_ms: float) -> list[Action]:
+        """Give children to those who may claim one, in turn; then see to the spares.
+
+        1. a blank is there: bind it
+        2. a child is being forked or is dying: that one will do, wait for it
+        3. there is room for one more: spawn
+        4. somebody's child is idle: end the least recently used
+        5. otherwise wait
+        """
+        actions: list[Action] = []
+        coming = self._coming
+        for request in self._claims(now_ms) if self._waiting else ():
+            if self._held.get(request.key[0], 0) >= self.max_children_per_project:
+                actions += self._replace_own(request)
+            elif self._blank:
+                actions.append(self._bind(self._blank.pop(), request))
+            elif coming > 0:
+                coming -= 1
+            elif len(self.children) < self.max_children:
+                if not self._may_fork(now_ms):
+                    break
+                actions.append(self._spawn(now_ms))
+            elif self._idle:
+                actions.append(self.kill(next(iter(self._idle)), "evicted"))
+            else:
+                break
+        if (
+            len(self._blank) < self.spares
+            and not self._forking
+            and len(self.children) < self.max_children
+            and self._may_fork(now_ms)
+        ):
+            actions.append(self._spawn(now_ms))
+        return actions
+
+    def _claims(self, now_ms: float) -> Iterator[Request]:
+        """Requests that may take a new child now, one of each project at a time."""
+        turns = [list(self._claims_of(project, queue, now_ms)) for project, queue in self._waiting.items()]
+        return (request for turn in zip_longest(*turns) for request in turn if request is not None)
+
+    def _claims_of(self, project: object, queue: Iterable[Request], now_ms: float) -> Iterator[Request]:
+        room = max(1, self.max_children_per_project - self._held.get(project, 0))
+        fresh: set[Key] = set()
+        for request in islice(queue, SCANNED):
+            patient = now_ms - request.queued_ms < PATIENCE_MS
+            if patient and (request.key in fresh or request.key in self._bound):
+                continue
+            fresh.add(request.key)
+            yield request
+            room -= 1
+            if not room:
+                return
+
+    def _replace_own(self, request: Request) -> list[Action]:
+        """The project is at its cap: one of its own idle children makes room, unless one is on its way out."""
+        project = request.key[0]
+        own = [child for child in self.children if child.key is not None and child.key[0] == project]
+        if any(child.state is State.KILLED for child in own):
+            return []
+        idle = next((child for child in self._idle if child.key is not None and child.key[0] == project), None)
+        return [self.kill(idle, "evicted")] if idle else []
+
+    def _owed(self, child: Child, now_ms: float) -> Request | None:
+        """For whom a freed child must go although its own key has use for it, because no room is left for
+
+        1. a function of the same project that has no child at all
+        2. a project that has none, or at least two fewer than this one
+        """
+        assert child.key is not None
+        project = child.key[0]
+        held = self._held[project]
+        full = len(self.children) >= self.max_children
+        if self._blank or self._coming or not (full or held >= self.max_children_per_project):
+            return None
+        for request in self._claims(now_ms):
+            theirs = self._held.get(request.key[0], 0)
+            if request.key[0] == project:
+                if request.key not in self._bound:
+                    return request
+            elif full and theirs < self.max_children_per_project and (not theirs or theirs + 1 < held):
+                return request
+        return None
+
+    def _may_fork(self, now_ms: float) -> bool:
+        return self.can_spawn and self._forking < MAX_FORKING and now_ms >= self._spawn_after_ms
+
+    # What is written down
+
+    def _spawn(self, now_ms: float) -> Spawn:
+        child = Child(self._next_id, now_ms)
+        self._next_id += 1
+        self.children.add(child)
+        self._forking += 1
+        self._coming += 1
+        return Spawn(child)
+
+    def _bind(self, child: Child, request: Request) -> Bind:
+        assert child.key is None
+        self._unqueue(request)
+        project = request.key[0]
+        if project in self._waiting:
+            self._waiting.move_to_end(project)
+        child.state, child.key = State.BINDING, request.key
+        self._bound[request.key] = self._bound.get(request.key, 0) + 1
+        self._held[project] = self._held.get(project, 0) + 1
+        return Bind(child, request)
+
+    def _start(self, child: Child, request: Request) -> Start:
+        if child.state is State.IDLE:
+            self._leave(child)
+        child.state = State.RUNNING
+        child.calls += 1
+        return Start(child, request)
+
+    def _rest(self, child: Child, now_ms: float) -> None:
+        assert child.key is not None
+        child.state = State.IDLE
+        child.idle_since_ms = now_ms
+        self._idle[child] = None
+        self._idle_of.setdefault(child.key, []).append(child)
+
+    def _leave(self, child: Child) -> None:
+        """Take the child out of whatever list its state keeps it in."""
+        match child.state:
+            case State.FORKING:
+                self._forking -= 1
+                self._coming -= 1
+            case State.BLANK:
+                self._blank.remove(child)
+            case State.IDLE:
+                assert child.key is not None
+                del self._idle[child]
+                mine = self._idle_of[child.key]
+                mine.remove(child)
+                if not mine:
+                    del self._idle_of[child.key]
+            case State.KILLED:
+                self._coming -= 1
+
+    def _unqueue(self, request: Request) -> None:
+        request.waiting = False
+        _take(self._waiting, request.key[0], request)
+        _take(self._waiting_of, request.key, request)
+
+
+def _take(queues: MutableMapping[K, Queue], name: K, request: Request) -> None:
+    queue = queues[name]
+    del queue[request]
+    if not queue:
+        del queues[name]
+
+
+def _drop(counts: dict[K, int], name: K) -> None:
+    counts[name] -= 1
+    if not counts[name]:
+        del counts[name]

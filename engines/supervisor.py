@@ -1,0 +1,323 @@
+"""Runs programs in jailed children: the pool decides, this module does it.
+
+    invoke ─▶ Pool ─▶ Spawn, Bind, Start, Kill, Reject ─▶ Zygote and ChildLink ─▶ what happened ─▶ Pool ─▶ …
+
+Everything happens on the event loop of `start`, in callbacks; an invocation without host calls costs one Future and no
+Task. Children that show signs of an attack (a forbidden system call, a forged frame) are reported and their function
+version is refused for QUARANTINE_MS.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from pathlib import Path
+from typing import Final
+
+from engines import selftest
+from engines.child_link import ChildLink, now_ms
+from engines.children import BUSY, Action, Bind, Child, Key, Kill, Reject, Spawn, Start, State
+from engines.contract import Host, Invocation, Limits, Outcome, Program, Result, ScriptError
+from engines.pool import PATIENCE_MS, Pool
+from engines.run import Run
+from engines.zygote import Exit, SpawnFailed, Zygote, ZygoteError
+
+log = logging.getLogger(__name__)
+
+QUARANTINE_MS: Final = 10_000.0
+TICK_S: Final = 0.1
+TICKS_A_SWEEP: Final = 10
+BASE_RSS_BYTES: Final = 24 * 1024 * 1024  # a bound child that has done nothing, generously
+RSS_SLACK_BYTES: Final = 96 * 1024 * 1024  # over the memory limit; RLIMIT_AS acts long before
+STDERR_CHARS: Final = 2_000
+RELAUNCH_BACKOFF_S: Final = (0.05, 5.0)
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
+Launch = Callable[..., Awaitable[Zygote]]
+
+
+class JailLeaks(Exception):
+    """The self-test broke out of the jail. Serving untrusted code would not be safe here."""
+
+
+class Supervisor:
+    """An Engine whose children are forked by a zygote of `module`. Make one per process, on its main thread."""
+
+    def __init__(
+        self,
+        module: str,
+        *,
+        spares: int,
+        max_children: int,
+        max_children_per_project: int,
+        queue_ms: int,
+        unsafe: bool = False,
+        launch: Launch = Zygote.launch,
+    ) -> None:
+        self._module = module
+        self._unsafe = unsafe
+        self._launch = launch
+        self._pool = Pool(
+            spares=spares,
+            max_children=max_children,
+            max_children_per_project=max_children_per_project,
+            queue_ms=queue_ms,
+        )
+        self._links: dict[Child, ChildLink] = {}
+        self._quarantined: dict[Key, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._restarts = 0
+        self._crashes = 0
+        self._checks = 0
+        self._ticks = 0
+        self._ticking: asyncio.TimerHandle | None = None
+        self._waking: asyncio.TimerHandle | None = None
+        self._emptied = asyncio.Event()
+        self._closing = False
+        self._zygote: Zygote
+        self._loop: asyncio.AbstractEventLoop
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._pool!r} restarts={self._restarts}>"
+
+    async def start(self) -> None:
+        """Launch the zygote, prove the jail, fork the spares. Raises ZygoteError or JailLeaks."""
+        self._loop = asyncio.get_running_loop()
+        self._zygote = await self._launch(self._module, unsafe=self._unsafe)
+        try:
+            await self._prove()
+        except BaseException:
+            await self._zygote.close()
+            raise
+        self._zygote.died.add_done_callback(self._on_zygote_death)
+        self._do(self._pool.wake(now_ms()))
+        self._tick()
+
+    async def invoke(self, program: Program, invocation: Invocation, limits: Limits, host: Host) -> Result:
+        now = now_ms()
+        key = (
+            program.project_id,
+            program.function_id,
+            program.version,
+            program.isolation,
+            limits.memory_bytes,
+            limits.log_bytes,
+            limits.result_bytes,
+        )
+        run = Run(key, program, invocation, limits, host, now, self._loop.create_future())
+        return await self._result(run, now)
+
+    async def check(self, program: Program, limits: Limits) -> Result:
+        self._checks += 1
+        now = now_ms()
+        key = (program.project_id, program.function_id, program.version, "check", self._checks)
+        run = Run(key, program, None, limits, None, now, self._loop.create_future())
+        return await self._result(run, now)
+
+    def retire(self, function_id: str) -> None:
+        """The function's warm children are of no more use: a new version is active, or it was deleted."""
+        self._do(self._pool.retire(function_id))
+
+    async def close(self) -> None:
+        self._closing = True
+        for timer in (self._ticking, self._waking):
+            if timer is not None:
+                timer.cancel()
+        self._do(self._pool.close())
+        while self._pool.children:
+            self._emptied.clear()
+            await self._emptied.wait()
+        for task in list(self._tasks):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await self._zygote.close()
+
+    def report(self) -> dict[str, object]:
+        return {
+            "module": self._module,
+            "layers": dict(self._zygote.layers),
+            "children": self._pool.counts(),
+            "zygote_restarts": self._restarts,
+            "crashes": self._crashes,
+            "quarantined": len(self._quarantined),
+        }
+
+    # One run
+
+    async def _result(self, run: Run, now: float) -> Result:
+        if self._closing:
+            raise RuntimeError("the engine is closed")
+        if self._quarantined and self._quarantined.get(run.program.key, 0.0) > now:
+            error = ScriptError(name="Quarantined", message="This version attacked its sandbox a moment ago")
+            return run.stopped(Outcome.CRASHED, now, error=error)
+        self._do(self._pool.submit(run, now))
+        if run.waiting and self._waking is None:
+            self._waking = self._loop.call_later(PATIENCE_MS / 1000, self._wake)
+        try:
+            return await run.future
+        except asyncio.CancelledError:
+            await self._abandon(run)
+            raise
+
+    async def _abandon(self, run: Run) -> None:
+        """The caller went away: end the run, and come back when it has ended."""
+        if run.settled:
+            return
+        run.future = self._loop.create_future()
+        if run.waiting:
+            self._pool.give_up(run)
+            return
+        for link in self._links.values():
+            if link.run is run:
+                link.stop(Outcome.CANCELLED)
+        while not run.future.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(run.future)
+
+    # What the pool wants done
+
+    def _do(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Start(child, Run() as run):
+                    self._links[child].start(run)
+                case Bind(child, Run() as run):
+                    self._links[child].bind(run)
+                case Spawn(child):
+                    self._in_background(self._fork(child))
+                case Kill(child, why):
+                    log.debug("Ending %r: %s", child, why)
+                    self._links[child].worker.kill()
+                case Reject(Run() as run):
+                    run.end(self._refusal(run))
+
+    def _refusal(self, run: Run) -> Result:
+        if self._closing:
+            error = ScriptError(name="SandboxCrashed", message="The engine is closing")
+            return run.stopped(Outcome.CRASHED, now_ms(), error=error)
+        return run.refused(now_ms(), self._pool.queue_ms)
+
+    async def _fork(self, child: Child) -> None:
+        ours: socket.socket | None = None
+        try:
+            ours, theirs = socket.socketpair()
+            worker = await self._zygote.spawn(theirs)
+        except (SpawnFailed, ZygoteError, OSError) as why:
+            if ours is not None:
+                ours.close()
+            log.warning("No sandbox: %s", why, extra={"action": "spawn_failed"})
+            self._do(self._pool.fork_failed(child, now_ms()))
+            self._emptied.set()
+            return
+        link = ChildLink(child, worker, self)
+        self._links[child] = link
+        await self._loop.create_unix_connection(lambda: link, sock=ours)
+        if child.state is State.FORKING:  # and has not died meanwhile
+            self._do(self._pool.forked(child, now_ms()))
+        if self._closing:
+            self._do(self._pool.close())
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # What happens to children
+
+    def loaded(self, link: ChildLink) -> None:
+        self._pool.loaded(link.child)
+
+    def released(self, link: ChildLink) -> None:
+        actions = self._pool.released(link.child, now_ms())
+        if actions:
+            self._do(actions)
+
+    def doomed(self, link: ChildLink, why: str) -> None:
+        self._do([self._pool.kill(link.child, why)])
+
+    def suspicious(self, link: ChildLink, what: str) -> None:
+        child = link.child
+        log.error("A sandbox attacks: %s, %r", what, child, extra={"action": "sandbox_attack"})
+        if child.key is not None:
+            self._quarantined[child.key[:3]] = now_ms() + QUARANTINE_MS
+
+    def reaped(self, link: ChildLink, exit_: Exit) -> None:
+        child = link.child
+        del self._links[child]
+        if exit_.signal is signal.SIGSYS:
+            self.suspicious(link, "forbidden system call")
+        if link.hung_up:
+            self._crashes += 1
+            said = self._zygote.stderr()[:STDERR_CHARS] if not self._zygote.died.done() else ""
+            log.error("A sandbox died: %r %r %s", child, exit_, said, extra={"action": "sandbox_died"})
+        self._do(self._pool.reaped(child, now_ms()))
+        self._emptied.set()
+
+    # Time
+
+    def _wake(self) -> None:
+        self._waking = None
+        self._do(self._pool.wake(now_ms()))
+        if self._pool.waiting and not self._closing:
+            self._waking = self._loop.call_later(PATIENCE_MS / 1000, self._wake)
+
+    def _tick(self) -> None:
+        """A backstop against memory that no other limit sees, and the slow housekeeping."""
+        self._ticking = self._loop.call_later(TICK_S, self._tick)
+        self._ticks += 1
+        sweep = self._ticks % TICKS_A_SWEEP == 0
+        for link in list(self._links.values()):
+            if link.child.state in BUSY and link.run is not None:
+                rss_bytes = resident_bytes(link.worker.pid)
+                if rss_bytes > link.run.limits.memory_bytes + RSS_SLACK_BYTES:
+                    link.condemn(Outcome.MEMORY_LIMIT, "resident memory")
+                elif sweep and rss_bytes > link.run.limits.memory_bytes // 2 + BASE_RSS_BYTES:
+                    link.child.worn = "grown"
+        if sweep:
+            now = now_ms()
+            self._quarantined = {key: until for key, until in self._quarantined.items() if until > now}
+            self._do(self._pool.wake(now))
+
+    # The zygote
+
+    async def _prove(self) -> None:
+        escaped = await selftest.probe(self._zygote)
+        if escaped and not self._unsafe:
+            raise JailLeaks(f"the jail does not hold: {', '.join(escaped)}")
+        for what in escaped:
+            log.error("The jail does not hold: %s", what, extra={"action": "jail_leaks"})
+
+    def _on_zygote_death(self, died: "asyncio.Future[str]") -> None:
+        self._pool.can_spawn = False
+        if not self._closing:
+            log.error("The zygote is gone: %s", died.result(), extra={"action": "zygote_died"})
+            self._in_background(self._relaunch())
+
+    async def _relaunch(self) -> None:
+        pause_s, longest_s = RELAUNCH_BACKOFF_S
+        while not self._closing:
+            try:
+                old, self._zygote = self._zygote, await self._launch(self._module, unsafe=self._unsafe)
+            except ZygoteError as why:
+                log.error("No zygote: %s", why, extra={"action": "zygote_died"})
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, longest_s)
+                continue
+            await old.close()
+            self._restarts += 1
+            self._pool.can_spawn = True
+            self._zygote.died.add_done_callback(self._on_zygote_death)
+            self._do(self._pool.wake(now_ms()))
+            return
+
+
+def resident_bytes(pid: int) -> int:
+    """The process's resident memory; 0 if it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError):
+        return 0

@@ -280,6 +280,24 @@ async def test_revoking_and_new_tiers_hold_on_every_process_at_once(
         await elsewhere.close()
 
 
+async def test_every_change_that_takes_rights_away_is_fenced(
+    projects: Projects, changes: Changes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fenced: list[None] = []
+
+    async def fence() -> None:
+        fenced.append(None)
+
+    monkeypatch.setattr(changes, "fence", fence)
+    made = await projects.create("Shop", "pro")
+    key, _ = await projects.create_key(made.id, "anon", "")
+    assert fenced == []
+    await projects.update(made.id, tier="free")
+    await projects.revoke_key(made.id, key.id)
+    await projects.delete(made.id)
+    assert len(fenced) == 3
+
+
 async def test_what_is_no_key_asks_no_database(keyring: Keyring, pool: Pool) -> None:
     await pool.close()
     for secret in ("", "x", "atlas_admin_" + "a" * 43, "atlas_anon_" + "a" * 42, "\ud800" * 50, "a" * 10_000):

@@ -100,6 +100,27 @@ async def test_a_change_during_a_load_is_not_lost(rows: Rows) -> None:
     assert await rows.cache.get("a") == "new", "the older load must not have been kept"
 
 
+async def test_a_load_from_before_a_change_never_replaces_what_was_loaded_after_it() -> None:
+    values = {"old": asyncio.Event(), "new": asyncio.Event()}
+    answers = iter(values.items())
+
+    async def load(key: str, kept: str | None) -> str | None:
+        value, gate = next(answers)
+        await gate.wait()
+        return value
+
+    cache: Cache[str, str] = Cache(load, trusted=lambda: True, capacity=10)
+    before = asyncio.create_task(cache.get("a"))
+    await turns()
+    cache.forget("a")
+    after = asyncio.create_task(cache.get("a"))
+    await turns()
+    for value, task in (("new", after), ("old", before)):
+        values[value].set()
+        assert await task == value
+    assert await cache.get("a") == "new"
+
+
 @pytest.mark.parametrize("how", ["forget", "forget_where", "clear"])
 async def test_every_way_to_forget_loads_anew(rows: Rows, how: str) -> None:
     rows.rows["a"] = "old"

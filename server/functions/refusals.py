@@ -1,0 +1,50 @@
+"""Why a source was refused, in terms of the source as its author wrote it."""
+
+from typing import Final
+
+from engines.build import CompileError
+from engines.contract import Outcome, Result
+from engines.sourcemap import translate_stack
+from server.errors import AtlasError, InvalidArgument
+from server.functions.outcomes import error_of, quantity
+
+MAX_DIAGNOSTICS: Final = 10
+"""Of one compilation, told to the caller."""
+
+
+def compilation_failed(error: CompileError) -> InvalidArgument:
+    """What the compiler says, each place as line:column of the source as it was sent, both from 1."""
+    first = error.diagnostics[0]
+    told = [f"{item.line}:{item.column}: {item.message}" for item in error.diagnostics[:MAX_DIAGNOSTICS]]
+    if (more := len(error.diagnostics) - MAX_DIAGNOSTICS) > 0:
+        told.append(f"and {more} more")
+    return InvalidArgument(
+        "source",
+        "Compilation failed: " + "; ".join(told),
+        reason="COMPILATION_FAILED",
+        line=str(first.line),
+        column=str(first.column),
+        line_text=first.line_text[:200],
+    )
+
+
+def load_failed(result: Result, source_map: bytes | None) -> AtlasError:
+    """Why a module that compiles cannot be deployed. When that is not its own fault, the error says so."""
+    if result.outcome in (Outcome.OVERLOADED, Outcome.CANCELLED, Outcome.CRASHED):
+        return error_of(result)
+    metadata: dict[str, str] = {"outcome": result.outcome}
+    if (hit := result.limit) is not None:
+        used, allowed = quantity(hit.used, hit.unit), quantity(hit.allowed, hit.unit)
+        why = f"its top level used {used} of {allowed} of {hit.limit.replace('_', ' ')}"
+        metadata |= {"limit": hit.limit, "used": f"{hit.used:g}", "allowed": f"{hit.allowed:g}", "unit": hit.unit}
+    elif (error := result.error) is not None:
+        why = f"{error.name}: {error.message}"
+        metadata["stack"] = translate_stack(error.stack, source_map) if source_map else error.stack
+    else:
+        why = result.outcome.value.replace("_", " ")
+    return InvalidArgument(
+        "source",
+        f"Compilation failed: the module could not be loaded: {why}",
+        reason="COMPILATION_FAILED",
+        **metadata,
+    )

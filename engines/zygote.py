@@ -227,7 +227,8 @@ class Zygote:
         reason = f"ended with status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}"
         text = self.stderr().strip()
         os.close(self._stderr)
-        self.died.set_result(f"{reason}: {text}" if text else reason)
+        reason = f"{reason}: {text}" if text else reason
+        self.died.set_result(reason)
         for waiter in self._spawning.values():
             if not waiter.done():
                 waiter.set_exception(ZygoteError(f"the zygote is gone: {reason}"))

@@ -58,7 +58,6 @@ def main(control_fd: int, supervisor_pid: int, module: str) -> None:
     if jail.layers["pidns"] == "on":
         _become_first_process(control)
     jail.close()
-    control.send(json.dumps({"op": "ready", "layers": jail.layers}).encode())
     Zygote(control, jail, {False: program.serve, True: probe.serve}).run()
 
 
@@ -106,6 +105,7 @@ class Zygote:
         ready.register(self._control, select.POLLIN)
         ready.register(self._child_ended, select.POLLIN)
         try:
+            self._send({"op": "ready", "layers": self._jail.layers})
             while True:
                 for descriptor, _ in ready.poll():
                     if descriptor == self._child_ended:

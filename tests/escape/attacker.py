@@ -28,6 +28,20 @@ UNSHARE, MOUNT, PRCTL = {"x86_64": (272, 165, 157), "aarch64": (97, 40, 167)}[os
 LOAD_NUMBER, LOAD_ARGUMENT, IF_EQUAL, RETURN = (0x20, 0, 0, 0), (0x20, 0, 0, 16), 0x15, 0x06
 
 
+SETUPS = ["plain", "container", "container-no_landlock"]
+if os.getuid() == 0:
+    SETUPS += [
+        "no_sys_admin",
+        "no_cap_kill",
+        "no_sys_admin-container",
+        "no_sys_admin-container-no_landlock",
+        "unprivileged",
+        "unprivileged-container",
+        "unprivileged-container-no_landlock",
+    ]
+"""What weakens a supervisor of this user; see `weaken`."""
+
+
 def deny(calls: tuple[int, ...], error: int = seccomp.EPERM) -> None:
     """Refuse system calls to this process and its heirs, as a container runtime would."""
     program = [LOAD_NUMBER]
@@ -158,7 +172,9 @@ def main(setup: str, names: list[str], directory: Path) -> dict[str, object]:
         if setup == "control":
             return {"outcomes": {name: in_the_open(order) for name, order in orders.items()}}
         report = asyncio.run(behind_the_wall(orders, unsafe="unsafe" in setup))
-        return report | {"left_behind": {path.name: path.read_text() for path in directory.iterdir()}}
+        return report | {
+            "left_behind": {path.name: path.read_text() if path.is_file() else "" for path in directory.iterdir()}
+        }
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import uvloop
 
 from engines import selftest
 from engines.zygote import Exit, SpawnFailed, Worker, Zygote, ZygoteError
+from tests.escape.attacker import SETUPS
 
 PROGRAM = "tests.integration.zygote_program"
 
@@ -269,8 +270,9 @@ def test_under_uvloop() -> None:
 
 
 SUPERVISOR = """
-import asyncio, socket
+import asyncio, socket, sys
 from engines.zygote import Zygote
+from tests.escape.attacker import weaken
 
 async def main():
     zygote = await Zygote.launch("tests.integration.zygote_program")
@@ -285,13 +287,15 @@ async def main():
     print(*pids, flush=True)
     await asyncio.Event().wait()
 
+weaken(sys.argv[1])
 asyncio.run(main())
 """
 
 
-def test_a_killed_supervisor_takes_everything_along() -> None:
+@pytest.mark.parametrize("setup", SETUPS)
+def test_a_killed_supervisor_takes_everything_along(setup: str) -> None:
     supervisor = subprocess.Popen(
-        [sys.executable, "-c", SUPERVISOR],
+        [sys.executable, "-c", SUPERVISOR, setup],
         env={"PYTHONPATH": os.pathsep.join((str(Path(__file__).parents[2]), *filter(None, sys.path)))},
         stdout=subprocess.PIPE,
         text=True,

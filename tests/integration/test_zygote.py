@@ -123,7 +123,7 @@ async def test_a_worker_sees_nothing_of_ours(zygote: Zygote) -> None:
     talk = await spawn(zygote)
     with talk.ours:
         seen = json.loads(await talk.ask("look"))
-    assert seen == {"environ": {}, "descriptors": [0, 1, 2, 3], "writable_code": []}
+    assert seen == {"environ": {}, "descriptors": [0, 1, 2, 3], "writable_code": [], "modules": []}
 
 
 async def test_workers_have_users_of_their_own(zygote: Zygote) -> None:

@@ -3,11 +3,13 @@
 import json
 import os
 import select
+import sys
 
 from engines import linux
 
 WRITABLE_CODE: list[str] = []
 CONTROL_BYTES = 64
+HEAVY = {"asyncio", "concurrent.futures", "dataclasses", "hashlib", "logging", "random", "subprocess", "typing"}
 
 
 def preload() -> None:
@@ -39,7 +41,12 @@ def serve(descriptor: int) -> None:
 
 
 def look_around() -> dict[str, object]:
-    return {"environ": dict(os.environ), "descriptors": open_descriptors(), "writable_code": WRITABLE_CODE}
+    return {
+        "environ": dict(os.environ),
+        "descriptors": open_descriptors(),
+        "writable_code": WRITABLE_CODE,
+        "modules": sorted(HEAVY & set(sys.modules)),
+    }
 
 
 def open_descriptors() -> list[int]:

@@ -23,6 +23,9 @@ Kind = Literal["js", "map", "source"]
 TEMPORARY_S: Final = 3600
 """Age after which a file that nobody knows is nobody's work in progress."""
 
+MAX_FILE_BYTES: Final = 64 * 1024 * 1024
+"""Of what is read into memory; larger than any artifact of ours."""
+
 _TEMPORARY: Final = ".tmp-"
 _FILE: Final = re.compile(r"([0-9a-f]{64})\.(?:js|map|source)")
 _PROJECT: Final = re.compile(r"[0-9a-f-]{36}")
@@ -89,10 +92,13 @@ class Artifacts:
             os.fsync(folder)
 
     def _read_checked(self, project_id: str, sha256: str, kind: Kind) -> bytes | None:
-        data = self._read(project_id, f"{sha256}.{kind}")
+        try:
+            data = self._read(project_id, f"{sha256}.{kind}", MAX_FILE_BYTES)
+        except FileTooLarge:
+            return None
         return data if data is not None and sha256_of(data) == sha256 else None
 
-    def _read(self, project_id: str, name: str, max_bytes: int | None = None) -> bytes | None:
+    def _read(self, project_id: str, name: str, max_bytes: int) -> bytes | None:
         try:
             with (
                 _opened(self._root / project_id, os.O_DIRECTORY) as folder,
@@ -101,11 +107,11 @@ class Artifacts:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
                     return None
-                if max_bytes is None:
-                    return file.read()
+                if status.st_size > max_bytes:
+                    raise FileTooLarge(status.st_size)
                 data = file.read(max_bytes + 1)
-                if len(data) > max_bytes:
-                    raise FileTooLarge(max(status.st_size, len(data)))
+                if len(data) > max_bytes:  # it grew meanwhile
+                    raise FileTooLarge(len(data))
                 return data
         except OSError:
             return None

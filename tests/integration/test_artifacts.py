@@ -52,6 +52,12 @@ async def test_damaged_bytes_count_as_missing_and_can_be_stored_anew(
     assert await artifacts.read(PROJECT, SHA, "js") == CODE
 
 
+async def test_a_giant_in_the_place_of_an_artifact_is_not_read_into_memory(root: Path, artifacts: Artifacts) -> None:
+    await artifacts.store(PROJECT, {"js": CODE})
+    os.truncate(root / PROJECT / f"{SHA}.js", 1 << 36)  # sparse: it needs no disk
+    assert await artifacts.read(PROJECT, SHA, "js") is None
+
+
 async def test_a_failed_write_leaves_nothing(root: Path, artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")

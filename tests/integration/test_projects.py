@@ -6,11 +6,13 @@ import re
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from server.errors import InvalidArgument, NotFound, Unavailable
 from server.postgres.changes import Changes
 from server.postgres.control import Pool, transaction
+from server.postgres.tenants import Tenants
 from server.projects import Keyring, Projects
 from server.projects.api_keys import digest
 
@@ -322,3 +324,20 @@ async def test_a_lost_database_is_unavailable_and_not_unknown(projects: Projects
     with pytest.raises(Unavailable) as caught:
         await keyring.authenticate(secret)
     assert caught.value.retry_after_ms
+
+
+async def test_with_real_schemas_a_project_comes_and_goes(
+    pool: Pool, changes: Changes, tenants: Tenants, postgres_url: str
+) -> None:
+    projects = Projects(pool, changes, tenants)
+    await changes.start()
+    made = await projects.create("Shop", None)
+    assert await roles(postgres_url, made.schema) == 1
+    await projects.delete(made.id)
+    assert (await roles(postgres_url, made.schema), await leftovers(pool)) == (0, [])
+
+
+async def roles(url: str, name: str) -> int:
+    async with await psycopg.AsyncConnection.connect(url) as conn:
+        cursor = await conn.execute("SELECT FROM pg_roles WHERE rolname = %s", [name])
+        return cursor.rowcount

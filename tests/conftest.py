@@ -1,10 +1,12 @@
 """One plugin file per outside thing the tests use."""
 
 pytest_plugins = [
+    "tests.fix_clients",
     "tests.fix_quickjs_child",
     "tests.fix_sandbox",
     "tests.fix_control",
     "tests.fix_functions",
     "tests.fix_stack",
     "tests.fix_tenants",
+    "tests.fix_up",
 ]

@@ -33,7 +33,7 @@ def part(name: str, settings: Settings, log: Path, front: Account | None) -> Par
         cwd=ROOT,
         env=environment(settings),
         log=log,
-        before=lambda: path.unlink(missing_ok=True),
+        sockets=(path,),
         probe=lambda: accepts(path),
         after=admit,
         ready_s=60.0,

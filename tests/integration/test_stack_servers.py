@@ -110,7 +110,6 @@ def test_postgres_has_every_row_after_kill_9(own_postgres: tuple[Part, str], sta
     # As after a reboot: the number in the lock file now belongs to another program.
     lock = stack_dir / "own" / "cluster" / "postmaster.pid"
     lock.write_text(lock.read_text().replace(str(server.process.pid), str(os.getpid()), 1))
-    postgres.prepare(stack_dir / "own", stack_dir / "own-pg", stack_dir / "bin", servant())
     server = start(part, "own")
     try:
         server.wait_ready()

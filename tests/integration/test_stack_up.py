@@ -1,0 +1,216 @@
+"""`python -m server up` from start to end, with everything that may happen to it in between."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.stack import postgres
+from server.stack.binaries import in_wheel
+from tests.fix_up import Stack
+
+MakeStack = Callable[..., Stack]
+PARTS = ("postgres", "nats-server", "valkey-server", "envoy", "api-0", "api-1")
+
+
+def healthy(stack: Stack) -> bool:
+    try:
+        return httpx.get(f"{stack.url}/healthz", timeout=10, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def psql(url: str, command: str) -> str:
+    program = in_wheel(postgres.WHEEL, "psql")
+    done = subprocess.run(
+        [program, url, "-qAtX", "-v", "ON_ERROR_STOP=1", "-c", command], capture_output=True, text=True, env={}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_ctrl_c_stops_all_of_it_within_ten_seconds(make_stack: MakeStack) -> None:
+    stack = make_stack().start()
+    assert set(stack.processes()) >= set(PARTS)
+    began_s = time.monotonic()
+    assert stack.stop(signal.SIGINT) == 0
+    assert time.monotonic() - began_s < 10
+    assert not stack.leftovers()
+    assert not stack.sockets()
+    assert "Stopped in" in stack.said
+
+
+def test_a_second_ctrl_c_does_not_wait(make_stack: MakeStack) -> None:
+    stack = make_stack().start()
+    for name in ("api-0", "api-1"):
+        os.kill(stack.processes()[name], signal.SIGSTOP)  # they will not hear the first
+    assert stack.process
+    stack.process.send_signal(signal.SIGINT)
+    stack.until(lambda: "Stopping" in stack.said, 5, "it does not stop")
+    began_s = time.monotonic()
+    assert stack.stop(signal.SIGINT) == 0
+    assert time.monotonic() - began_s < 3
+    assert not stack.leftovers()
+
+
+def test_the_env_file_can_be_sourced_and_its_url_used_with_psql(running_stack: Stack) -> None:
+    file = running_stack.state / "env"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    names = ("ATLAS_URL", "PROJECT_ID", "SERVICE_KEY", "ANON_KEY", "ADMIN_KEY", "TENANT_DATABASE_URL")
+    echo = " ".join(f'"${name}"' for name in names)
+    shown = subprocess.run(
+        ["sh", "-euc", f'. "{file}"; printf "%s\\n" {echo}'], capture_output=True, text=True, env={}, check=True
+    )
+    assert shown.stdout.splitlines() == [running_stack.env[name] for name in names]
+    url = running_stack.env["TENANT_DATABASE_URL"]
+    role = "proj_" + running_stack.env["PROJECT_ID"].replace("-", "")
+    assert psql(url, "SELECT current_user") == role
+    assert psql(url, "CREATE TABLE kept_here (n int); DROP TABLE kept_here; SELECT 'done'") == "done"
+
+
+def test_no_secret_is_on_a_command_line_or_readable_by_others(running_stack: Stack) -> None:
+    secrets = json.loads((running_stack.state / "secrets.json").read_text()).values()
+    for pid in running_stack.processes().values():
+        words = Path(f"/proc/{pid}/cmdline").read_text()
+        assert not [secret for secret in secrets if secret in words]
+    for folder in (running_stack.state, running_stack.run):
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.is_relative_to(running_stack.run / "bin"):
+                mode = path.stat().st_mode
+                text = path.read_bytes() if not mode & stat.S_IXUSR and path.stat().st_size < 1 << 20 else b""
+                assert not mode & 0o044 or not [secret for secret in secrets if secret.encode() in text], path
+
+
+def test_state_is_kept_and_a_lost_env_file_gets_new_keys_for_the_same_project(make_stack: MakeStack) -> None:
+    stack = make_stack().start()
+    first = stack.env
+    psql(first["TENANT_DATABASE_URL"], "CREATE TABLE kept (n int); INSERT INTO kept VALUES (42)")
+    stack.stop()
+    stack.start()
+    assert stack.env == first
+    assert psql(first["TENANT_DATABASE_URL"], "SELECT n FROM kept") == "42"
+    stack.stop()
+    (stack.state / "env").unlink()
+    stack.start()
+    assert stack.env["PROJECT_ID"] == first["PROJECT_ID"]
+    assert stack.env["ADMIN_KEY"] == first["ADMIN_KEY"]
+    assert stack.env["SERVICE_KEY"] != first["SERVICE_KEY"]
+
+
+def test_a_second_up_on_the_same_state_is_refused(running_stack: Stack) -> None:
+    refused = running_stack.command("up")
+    assert refused.returncode == 1
+    assert running_stack.process
+    assert f"already running, as process {running_stack.process.pid}" in refused.stderr
+    assert healthy(running_stack)
+
+
+def test_a_taken_port_is_named(make_stack: MakeStack) -> None:
+    stack = make_stack()
+    with socket.create_server(("127.0.0.1", stack.port)):
+        refused = stack.command("up")
+    assert refused.returncode == 1
+    assert f"port {stack.port}: Address already in use" in refused.stderr
+    assert "ATLAS_PORT" in refused.stderr
+    assert not stack.leftovers()
+
+
+def test_two_stacks_run_side_by_side(running_stack: Stack, make_stack: MakeStack) -> None:
+    other = make_stack().start()
+    assert healthy(other)
+    assert healthy(running_stack)
+    assert other.env["PROJECT_ID"] != running_stack.env["PROJECT_ID"]
+
+
+def test_whatever_is_killed_comes_back(make_stack: MakeStack) -> None:
+    stack = make_stack().start()
+    for name in PARTS:
+        before = stack.processes()[name]
+        os.kill(before, signal.SIGKILL)
+        stack.until(lambda name=name, before=before: stack.processes().get(name, before) != before, 20, f"no {name}")  # type: ignore[misc]
+        stack.until(lambda: healthy(stack), 20, f"not healthy after {name} was killed")
+    assert stack.stop() == 0
+    assert not stack.leftovers()
+
+
+def test_nothing_outlives_a_killed_up_and_the_next_one_starts_at_once(make_stack: MakeStack) -> None:
+    stack = make_stack().start()
+    first = stack.env
+    psql(first["TENANT_DATABASE_URL"], "CREATE TABLE kept (n int)")
+    assert stack.process
+    stack.process.kill()
+    stack.process.wait()
+    stack.start()
+    assert stack.env == first
+    assert psql(first["TENANT_DATABASE_URL"], "SELECT count(*) FROM kept") == "0"
+    stack.process.kill()
+    stack.process.wait()
+    deadline_s = time.monotonic() + 10
+    while stack.leftovers():
+        assert time.monotonic() < deadline_s, stack.processes()
+
+
+def test_it_starts_again_after_everything_was_killed_at_once(make_stack: MakeStack) -> None:
+    stack = make_stack().start()
+    assert stack.process
+    for pid in (stack.process.pid, *stack.leftovers()):
+        os.kill(pid, signal.SIGKILL)
+    stack.process.wait()
+    stack.start()
+    assert healthy(stack)
+
+
+def test_a_server_that_is_elsewhere_is_not_started(make_stack: MakeStack, nats_url: str, valkey_url: str) -> None:
+    stack = make_stack(ATLAS_NATS_URL=nats_url, ATLAS_REDIS_URL=valkey_url, ATLAS_API_PROCESSES="1").start()
+    assert {name for name in stack.processes() if not name.startswith("python")} >= {"postgres", "envoy", "api-0"}
+    assert not {"nats-server", "valkey-server", "api-1"} & set(stack.processes())
+    assert healthy(stack)
+
+
+def test_reset_deletes_the_state_but_not_under_a_running_stack(make_stack: MakeStack) -> None:
+    stack = make_stack().start()
+    project = stack.home / "functions" / stack.env["PROJECT_ID"]
+    project.mkdir(parents=True, exist_ok=True)
+    (stack.home / "functions" / "somebody-elses").mkdir()
+    (stack.state / "somebody-elses").touch()
+    refused = stack.command("reset")
+    assert refused.returncode == 1
+    assert "already running" in refused.stderr
+    first = stack.env
+    stack.stop()
+    assert stack.command("reset").returncode == 0
+    assert [path.name for path in stack.state.iterdir()] == ["somebody-elses"]
+    assert not stack.run.exists()
+    assert [path.name for path in (stack.home / "functions").iterdir()] == ["somebody-elses"]
+    assert stack.command("reset").returncode == 0
+    stack.start()
+    assert stack.env["PROJECT_ID"] != first["PROJECT_ID"]
+
+
+def test_a_damaged_cluster_ends_it_loudly(make_stack: MakeStack) -> None:
+    stack = make_stack().start()
+    stack.stop()
+    shutil.rmtree(stack.run / "postgres" / "cluster" / "global")
+    failed = stack.command("up")
+    assert failed.returncode == 1
+    assert "postgres ended with status" in failed.stderr
+    assert "pg_control" in failed.stderr  # the tail of its log
+    assert not stack.leftovers()
+
+
+@pytest.mark.parametrize(("name", "value"), [("ATLAS_PORT", "0"), ("ATLAS_HOST", "not an address")])
+def test_bad_settings_are_named_before_anything_starts(make_stack: MakeStack, name: str, value: str) -> None:
+    stack = make_stack(**{name: value})
+    refused = stack.command("up")
+    assert refused.returncode in (1, 2)
+    assert f"{name}=" in refused.stderr
+    assert not (stack.run / "postgres").exists()

@@ -5,6 +5,7 @@ default is used when the variable is unset or empty. `load` reports every bad va
 """
 
 import dataclasses
+import ipaddress
 import os
 import re
 import types
@@ -12,6 +13,8 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class SettingsError(Exception):
@@ -101,8 +104,8 @@ class Settings:
         default=0,
         metadata=_doc("Blank sandboxes kept ready; 0 is cores + 2", low=0, high=64),
     )
-    fetch_allow_cidrs: str = field(
-        default="",
+    fetch_allow_cidrs: tuple[Network, ...] = field(
+        default=(),
         metadata=_doc("Private address ranges atlas.fetch may reach, comma-separated CIDRs; metadata ranges never"),
     )
     unsafe_sandbox: bool = field(
@@ -156,4 +159,6 @@ def _parse(raw: str, hint: object, low: int | None, high: int | None) -> object:
         if (low is not None and number < low) or (high is not None and number > high):
             raise ValueError(f"must be between {low} and {high}" if high is not None else f"must be at least {low}")
         return number
+    if hint == tuple[Network, ...]:
+        return tuple(ipaddress.ip_network(item.strip()) for item in raw.split(","))
     return Path(raw) if hint is Path else raw

@@ -147,6 +147,11 @@ class Tenants:
                 await admin.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(name))
                 await admin.execute(sql.SQL("DROP ROLE {}").format(name))
 
+    async def ping(self) -> None:
+        """psycopg.Error unless the database answers."""
+        async with self._admin() as admin:
+            await admin.execute("SELECT 1")
+
     def login(self, project_id: str, settings: dict[str, str]) -> Login:
         """For `Session.connect`: the project's role, with `settings` for the session."""
         role = schema_of(project_id)

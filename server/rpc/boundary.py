@@ -7,7 +7,7 @@ INTERNAL with that reference and no text of its own.
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import grpc
 
@@ -19,7 +19,7 @@ from server.rpc.status import DETAILS_KEY, status_of
 log = logger("rpc")
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Handler = grpc.RpcMethodHandler[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 OPEN_PREFIXES: Final = ("/grpc.health.v1.", "/grpc.reflection.")
 """Standard services for probes and debugging; they hold nothing of a tenant."""
@@ -37,20 +37,21 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
+    ) -> Handler:
         method: str = handler_call_details.method
         if (guarded := self._guarded.get(method)) is not None:
             return guarded
         handler = await continuation(handler_call_details)
         if handler is None or method.startswith(OPEN_PREFIXES):
             return handler
-        return self._guarded.setdefault(method, self._guard(method, handler))
+        guarded = self._guarded[method] = self._guard(method, handler)
+        return guarded
 
-    def _guard(self, method: str, handler: Handler) -> Handler:
+    def _guard(self, method: str, handler: Any) -> Handler:
         access = METHODS[method]
-        inner: Any = handler.unary_unary
+        inner = handler.unary_unary
         gate = self._gate
 
         async def call(request: Any, context: Context) -> Any:

@@ -6,7 +6,9 @@ Answers are shared for a second, so that probes from outside, which need no key,
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from typing import Any, Final
+
+from google.protobuf import json_format
 
 from atlas.health.v1 import health_service_pb2 as pb
 from atlas.health.v1 import health_service_pb2_grpc
@@ -28,7 +30,7 @@ class HealthService(health_service_pb2_grpc.HealthServiceServicer):
     def __init__(
         self,
         probes: Mapping[str, Probe],
-        report: Callable[[], Mapping[str, object]],
+        report: Callable[[], dict[str, Any]],
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._probes = probes
@@ -49,7 +51,7 @@ class HealthService(health_service_pb2_grpc.HealthServiceServicer):
         if broken:
             raise Unavailable(f"Not healthy: {', '.join(sorted(broken))}", reason="UNHEALTHY", metadata=parts)
         answer = pb.CheckHealthResponse(status="ok", parts=parts)
-        answer.sandbox.update({name: str(value) for name, value in self._report().items()})
+        json_format.ParseDict(self._report(), answer.sandbox)
         return answer
 
     async def _check(self, name: str, probe: Probe) -> str:

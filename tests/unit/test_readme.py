@@ -36,7 +36,7 @@ def test_limits_table_is_the_codes() -> None:
 def configuration_table() -> str:
     lines = ["| Variable | Default | Description |", "|---|---|---|"]
     for item in dataclasses.fields(Settings):
-        default = {"": "", "None": "", "False": "`0`"}.get(str(item.default), f"`{item.default}`")
+        default = {"": "", "()": "", "None": "", "False": "`0`"}.get(str(item.default), f"`{item.default}`")
         if isinstance(item.default, Path):
             default = f"`./{item.default}`"
         lines.append(f"| `{variable(item.name)}` | {default} | {item.metadata['doc']} |")

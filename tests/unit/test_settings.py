@@ -21,6 +21,8 @@ def test_values_are_read_by_their_type_and_empty_means_unset() -> None:
     settings = load({"ATLAS_PORT": " 3055 ", "ATLAS_UNSAFE_SANDBOX": "true", "ATLAS_RUN_DIR": "/x", "ATLAS_HOST": ""})
     assert (settings.port, settings.unsafe_sandbox, settings.run_dir) == (3055, True, Path("/x"))
     assert settings.host == "127.0.0.1"
+    ranges = load({"ATLAS_FETCH_ALLOW_CIDRS": "10.0.0.0/8, fd12::/16"}).fetch_allow_cidrs
+    assert [str(item) for item in ranges] == ["10.0.0.0/8", "fd12::/16"]
 
 
 def test_every_bad_variable_is_named_with_value_and_rule() -> None:
@@ -31,6 +33,7 @@ def test_every_bad_variable_is_named_with_value_and_rule() -> None:
         "ATLAS_LOG_LEVEL": "loud",
         "ATLAS_ADMIN_KEY": "hunter2",
         "ATLAS_MASTER_KEY": "not-hex",
+        "ATLAS_FETCH_ALLOW_CIDRS": "10.0.0.1/8",
     }
     with pytest.raises(SettingsError) as caught:
         load(bad)

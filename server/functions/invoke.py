@@ -1,0 +1,119 @@
+"""Run a function by slug: resolve, bound, run, tell.
+
+    slug ── Catalog ──▶ Program ── Engine.invoke(limits of the tier, HostApi of the project) ──▶ Result
+
+The project and its tier come from the caller's key. Cancelling `invoke` kills the run.
+"""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import orjson
+
+from engines.contract import BodyKind, Engine, Host, Invocation, Limits, Outcome, Result
+from engines.sourcemap import translate_stack
+from server.errors import Unimplemented
+from server.functions.catalog import Catalog, Resolved
+from server.functions.outcomes import error_of
+from server.log import logger
+from server.settings import Settings
+from server.tiers import Tier, limits_of
+
+log = logger("functions")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the function sees as `ctx.request`. Header names are in lower case; of a repeated query name, the last."""
+
+    method: str = "POST"
+    path: str = ""
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Body:
+    """The function's input: JSON text, other text, or bytes."""
+
+    kind: BodyKind
+    data: bytes
+
+
+class Hosts(Protocol):
+    """Makes the capabilities of one invocation: `server.host.api.HostApi`."""
+
+    def for_invocation(self, project_id: str, limits: Limits) -> Host: ...
+
+
+class Invoker:
+    def __init__(self, *, catalog: Catalog, engines: Mapping[str, Engine], hosts: Hosts, settings: Settings) -> None:
+        self._catalog = catalog
+        self._engines = engines
+        self._hosts = hosts
+        self._limits: dict[Tier | None, Limits] = {
+            tier: limits_of(tier, settings) for tier in (None, "free", "pro", "enterprise")
+        }
+
+    async def invoke(self, project_id: str, tier: Tier | None, slug: str, body: Body, request: Request) -> Result:
+        """The Result of a run that ended OK; every other outcome is raised as the error its caller is told.
+
+        NotFound when the project has no function of that slug.
+        """
+        resolved = await self._catalog.resolve(project_id, slug)
+        engine = self._engines.get(resolved.function.runtime)
+        if engine is None:
+            raise Unimplemented(
+                f'The runtime "{resolved.function.runtime}" of this function is not served here',
+                reason="RUNTIME_UNAVAILABLE",
+                metadata={"runtime": resolved.function.runtime},
+            )
+        limits = self._limits[tier]
+        invocation = _invocation(project_id, body, request)
+        result = await engine.invoke(
+            resolved.program, invocation, limits, self._hosts.for_invocation(project_id, limits)
+        )
+        if result.logs:
+            _log_output(resolved, invocation.id, result)
+        if result.outcome is Outcome.OK:
+            return result
+        raise error_of(_in_source_terms(result, resolved))
+
+
+def _invocation(project_id: str, body: Body, request: Request) -> Invocation:
+    invocation_id = str(uuid.uuid4())
+    context = {
+        "request": {
+            "method": request.method,
+            "path": request.path,
+            "query": request.query,
+            "headers": request.headers,
+        },
+        "invocation_id": invocation_id,
+        "project_id": project_id,
+    }
+    return Invocation(id=invocation_id, input=body.data, input_kind=body.kind, context=orjson.dumps(context))
+
+
+def _in_source_terms(result: Result, resolved: Resolved) -> Result:
+    """The result with its stack pointing into the source that was deployed."""
+    if result.error is None or resolved.source_map is None or not result.error.stack:
+        return result
+    stack = translate_stack(result.error.stack, resolved.source_map)
+    return replace(result, error=replace(result.error, stack=stack))
+
+
+def _log_output(resolved: Resolved, invocation_id: str, result: Result) -> None:
+    for line in result.logs:
+        log.info(
+            "function.log",
+            line.text,
+            console=line.level,
+            at_ms=round(line.at_ms, 3),
+            function=resolved.function.slug,
+            version=resolved.function.version,
+            project_id=resolved.function.project_id,
+            invocation_id=invocation_id,
+        )

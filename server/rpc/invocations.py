@@ -1,0 +1,51 @@
+"""InvocationService: typed for gRPC clients, HttpBody for REST. Both end in the same Invoker."""
+
+from google.api import httpbody_pb2
+
+from atlas.functions.v1 import invocation_service_pb2 as pb
+from atlas.functions.v1 import invocation_service_pb2_grpc
+from engines.contract import Metrics, Response
+from server.functions.invoke import Body, Invoker, Request
+from server.rpc.access import principal
+from server.rpc.boundary import Context, headers_of
+from server.rpc.http import answer, body_of, request_of, response_metadata
+from server.rpc.values import from_json, to_json
+
+
+class InvocationService(invocation_service_pb2_grpc.InvocationServiceServicer):
+    def __init__(self, invoker: Invoker) -> None:
+        self._invoker = invoker
+
+    async def Invoke(self, request: pb.InvokeRequest, context: Context) -> pb.InvokeResponse:
+        caller = principal()
+        body = Body(kind="json", data=to_json(request.input, field="input"))
+        headers = request_of(headers_of(context), "", "").headers
+        seen = Request(path=request.path, headers=headers)
+        result = await self._invoker.invoke(caller.project_id, caller.tier, request.slug, body, seen)
+        metrics = _metrics(result.metrics)
+        if result.response is not None:
+            return pb.InvokeResponse(metrics=metrics, response=_http_response(result.response))
+        return pb.InvokeResponse(metrics=metrics, result=from_json(result.value))
+
+    async def InvokeHttp(self, request: pb.InvokeHttpRequest, context: Context) -> httpbody_pb2.HttpBody:
+        caller = principal()
+        content_type = request.body.content_type
+        body = body_of(content_type, request.body.data)
+        seen = request_of(headers_of(context), request.rest, content_type)
+        result = await self._invoker.invoke(caller.project_id, caller.tier, request.slug, body, seen)
+        if result.response is not None:
+            content_type, metadata = response_metadata(result.response)
+            await context.send_initial_metadata(metadata)
+            return httpbody_pb2.HttpBody(content_type=content_type, data=result.response.body)
+        return httpbody_pb2.HttpBody(content_type="application/json", data=answer(result.value, result.metrics))
+
+
+def _metrics(metrics: Metrics) -> pb.Metrics:
+    return pb.Metrics(
+        wall_ms=round(metrics.wall_ms, 3), memory_bytes=metrics.memory_bytes, fuel_consumed=metrics.fuel_consumed
+    )
+
+
+def _http_response(response: Response) -> pb.HttpResponse:
+    headers = [pb.HttpHeader(name=name, value=value) for name, value in response.headers]
+    return pb.HttpResponse(status=response.status, headers=headers, body=response.body)

@@ -1,0 +1,55 @@
+"""The specification's commands, word for word (they lie beside this file), against the real stack behind Envoy."""
+
+from pathlib import Path
+from typing import Final
+
+import psycopg
+
+from tests.fix_clients import Rest, RunningStack, Shell
+
+COMMANDS: Final = Path(__file__).parent / "specification"
+
+
+def command(name: str) -> str:
+    return (COMMANDS / f"{name}.sh").read_text()
+
+
+def test_get_user_orders(running_stack: RunningStack, shell: Shell) -> None:
+    with psycopg.connect(running_stack.env["TENANT_DATABASE_URL"]) as database:
+        database.execute("CREATE TABLE IF NOT EXISTS orders (id bigint PRIMARY KEY, user_id text, amount numeric)")
+        database.execute("TRUNCATE orders")
+        database.execute("INSERT INTO orders VALUES (1, 'abc-123', 100.01), (2, 'someone-else', 5), (3, 'abc-123', 7)")
+
+    deployed = shell.json(command("deploy-quickjs"))
+    assert deployed["slug"] == "get-user-orders"
+    assert deployed["runtime"] == "quickjs"
+    assert deployed["entrypoint"] == "get-user-orders.js"
+    assert deployed["project_id"] == running_stack.env["PROJECT_ID"]
+
+    answer = shell.json(command("invoke"))
+    assert sorted(row["id"] for row in answer["result"]["orders"]) == [1, 3]
+    assert {"id": 1, "user_id": "abc-123", "amount": 100.01} in answer["result"]["orders"]
+    assert answer["metrics"]["wall_ms"] > 0
+    assert answer["metrics"]["memory_bytes"] > 10_000
+    assert "fuel_consumed" not in answer["metrics"]
+
+
+def test_rows_written_by_psql_with_the_sourced_environment_are_read_by_the_function(shell: Shell) -> None:
+    shell.run(
+        'psql -q -v ON_ERROR_STOP=1 "$TENANT_DATABASE_URL" -c "DROP TABLE IF EXISTS orders" '
+        '-c "CREATE TABLE orders (id int, user_id text)" -c "INSERT INTO orders VALUES (9, \'abc-123\')"'
+    )
+    shell.json(command("deploy-quickjs"))
+    assert shell.json(command("invoke"))["result"] == {"orders": [{"id": 9, "user_id": "abc-123"}]}
+
+
+def test_the_registry_lists_and_deletes_as_documented(rest: Rest, shell: Shell) -> None:
+    function_id = shell.json(command("deploy-quickjs"))["id"]
+    functions = f"/v1/projects/{rest.project_id}/functions"
+    listed = rest.request("GET", functions, key=rest.service_key).json()["functions"]
+    assert function_id in [item["id"] for item in listed]
+    assert rest.request("DELETE", f"{functions}/{function_id}", key=rest.service_key).status_code == 200
+    gone = rest.invoke("get-user-orders", {})
+    assert gone.status_code == 404
+    assert gone.json()["error"]["code"] == "not_found"
+    assert gone.json()["error"]["message"].startswith("JS source not found")

@@ -31,10 +31,10 @@ class Part:
     """How to run one server.
 
     `probe` says whether it serves now: local, without side effects, at most a few milliseconds when it does.
-    `sockets` are the files it makes for them; they are removed before it starts and after it ended. `before` runs before
-    every start, `after` once the part is ready. `stop_signal` asks for a quick, orderly end;
-    `death_signal` is what the kernel sends when we die (default: the same). No secret may be in `argv`, which every
-    user of the machine sees.
+    `sockets` are files that it makes; they are removed before it starts and after it ended.
+    `before` runs before every start, `after` once the part is ready.
+    `stop_signal` asks for a quick, orderly end; the kernel sends `death_signal` when we die (default: the same).
+    No secret may be in `argv`, which every user of the machine sees.
     """
 
     name: str

@@ -71,7 +71,7 @@ def _enter_user_namespace(uids: range) -> None:
         os.close(inside_write)
         failed = os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1])
     if failed:
-        raise RuntimeError("entered a user namespace but could not map users into it")
+        raise PermissionError(errno.EPERM, "entered a user namespace, but could not map users into it")
 
 
 def maps(uids: range) -> bool:

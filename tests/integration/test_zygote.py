@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from engines import selftest
+from engines import probe, selftest
 from engines.zygote import Exit, SpawnFailed, Worker, Zygote, ZygoteError
 from tests.escape.attacker import SETUPS
 
@@ -169,6 +169,11 @@ async def test_the_self_test_passes(zygote: Zygote) -> None:
     assert await selftest.probe(zygote) == []
 
 
+async def test_the_self_test_takes_no_crash_for_a_proof(zygote: Zygote, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(probe.ATTEMPTS, "unknown", lambda: None)
+    assert await selftest.probe(zygote) == ["unknown: no proof, the worker ended with 70"]
+
+
 async def test_a_cancelled_spawn_leaves_no_worker(zygote: Zygote) -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
@@ -230,6 +235,16 @@ async def test_close_leaves_nothing_open() -> None:
         assert not exists(talk.worker.pid)
         talk.ours.close()
     await zygote.close()
+    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+async def test_a_cancelled_launch_leaves_nothing_open() -> None:
+    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    launching = asyncio.create_task(Zygote.launch(PROGRAM))
+    await asyncio.sleep(0)
+    launching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await launching
     assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 

@@ -11,7 +11,7 @@ from typing import Final, Protocol, cast, get_args
 from uuid import uuid4
 
 from engines.build import Built, CompileError
-from engines.contract import Engine, Isolation, Limits, Outcome, Program
+from engines.contract import Engine, Isolation, Limits, Outcome, Program, Result
 from server.errors import InvalidArgument, NotFound, Unavailable, Unimplemented
 from server.fields import parse_choice, parse_name, shown
 from server.functions.artifacts import Artifacts, FileTooLarge, Kind
@@ -165,8 +165,14 @@ class Deployer:
                 field="runtime",
             )
         async with self._turn:
-            built = await self._compile(source, language, entrypoint)
-            await _load_once(engine, project_id, built, limits_of(tier, self._settings))
+            field = "entrypoint" if new else "source"
+            try:
+                built = await self._build(source.decode(), language, filename=entrypoint)
+            except CompileError as why:
+                raise compilation_failed(field, why) from None
+            loaded = await _load_once(engine, project_id, built, limits_of(tier, self._settings))
+            if loaded.outcome is not Outcome.OK:
+                raise load_failed(field, entrypoint, loaded, built.source_map)
         release = Release(
             name=name,
             slug=slug,
@@ -188,12 +194,6 @@ class Deployer:
             version=function.version,
         )
         return function
-
-    async def _compile(self, source: bytes, language: Language, filename: str) -> Built:
-        try:
-            return await self._build(source.decode(), language, filename=filename)
-        except CompileError as why:
-            raise compilation_failed(why) from None
 
     async def _store(self, project_id: str, release: Release) -> None:
         files: dict[Kind, bytes] = {"js": release.code, "source": release.source}
@@ -248,8 +248,6 @@ def _too_large(field: str, used: int) -> InvalidArgument:
     )
 
 
-async def _load_once(engine: Engine, project_id: str, built: Built, limits: Limits) -> None:
+async def _load_once(engine: Engine, project_id: str, built: Built, limits: Limits) -> Result:
     program = Program(project_id=project_id, function_id=str(uuid4()), version=0, code=built.code, isolation="fresh")
-    result = await engine.check(program, limits)
-    if result.outcome is not Outcome.OK:
-        raise load_failed(result, built.source_map)
+    return await engine.check(program, limits)

@@ -240,7 +240,15 @@ async def test_create_refuses_what_is_missing_linked_large_or_not_text(node: Nod
     (folder / "empty.js").write_bytes(b"")
     with pytest.raises(NotFound):
         await node.create("link.js")
-    for name, message in (("large.js", "1048577 bytes"), ("bytes.js", "byte 4 is 0xff"), ("empty.js", "empty")):
+    (folder / "broken.js").write_text("SYNTAX")
+    (folder / "throws.js").write_text("THROWS")
+    for name, message in (
+        ("broken.js", "failed: 3:14"),
+        ("throws.js", "failed: the module"),
+        ("large.js", "1048577 bytes"),
+        ("bytes.js", "byte 4 is 0xff"),
+        ("empty.js", "empty"),
+    ):
         with pytest.raises(InvalidArgument, match=message) as caught:
             await node.create(name)
         assert caught.value.field == "entrypoint"

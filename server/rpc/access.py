@@ -5,7 +5,7 @@ A key comes as `apikey: KEY` or `Authorization: Bearer KEY`. When both are sent,
 """
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from enum import Enum
 from typing import Final, Protocol
@@ -75,11 +75,11 @@ class Gate:
         self._keys = keys
         self._admin_key = admin_key.encode()
 
-    async def admit(self, access: Access, headers: Mapping[str, str], project_id: str | None) -> None:
+    async def admit(self, access: Access, headers: Mapping[str, str], project_ids: Sequence[str]) -> None:
         """Let the call through or raise Unauthenticated or PermissionDenied.
 
-        `project_id` is the one in the decoded request, None when the message has no such field: a JSON body can
-        override the path, so only the decoded message counts.
+        `project_ids` are all that the request names. The one in the decoded message counts whatever the path said: a
+        JSON body can override the path.
         """
         if access is Access.PUBLIC:
             return
@@ -99,7 +99,7 @@ class Gate:
         if access is Access.SERVICE:
             if found.role != "service":
                 raise _wrong_role(found.role, access)
-            if project_id is not None and project_id.lower() != found.project_id:
+            if any(named.lower() != found.project_id for named in project_ids):
                 raise PermissionDenied(
                     "This key belongs to another project than the request's project_id", reason="WRONG_PROJECT"
                 )

@@ -6,14 +6,15 @@ INTERNAL with that reference and no text of its own.
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeAlias
+from urllib.parse import parse_qsl
 
 import grpc
 
 from server.errors import AtlasError, Internal
 from server.log import logger
-from server.rpc.access import METHODS, Gate
+from server.rpc.access import METHODS, Access, Gate
 from server.rpc.status import DETAILS_KEY, status_of
 
 log = logger("rpc")
@@ -28,6 +29,14 @@ OPEN_PREFIXES: Final = ("/grpc.health.v1.", "/grpc.reflection.")
 def headers_of(context: Context) -> dict[str, str]:
     """Request headers with lower-case names; of a repeated one, the last. Binary metadata is left out."""
     return {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+
+
+def project_ids_of(request: object, headers: Mapping[str, str]) -> list[str]:
+    """The project ids a request names: in its decoded message, and in the query that Envoy may have left out of it."""
+    _, _, query = headers.get("x-envoy-original-path", "").partition("?")
+    named = [value for name, value in parse_qsl(query) if name in ("project_id", "projectId")]
+    in_message = getattr(request, "project_id", None)
+    return named if in_message is None else [in_message, *named]
 
 
 class Boundary(grpc.aio.ServerInterceptor):
@@ -51,12 +60,14 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     def _guard(self, method: str, handler: Any) -> Handler:
         access = METHODS[method]
+        names_project = access is not Access.ANY_KEY and access is not Access.PUBLIC
         inner = handler.unary_unary
         gate = self._gate
 
         async def call(request: Any, context: Context) -> Any:
             try:
-                await gate.admit(access, headers_of(context), getattr(request, "project_id", None))
+                headers = headers_of(context)
+                await gate.admit(access, headers, project_ids_of(request, headers) if names_project else ())
                 return await inner(request, context)
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise

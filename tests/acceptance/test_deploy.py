@@ -55,7 +55,7 @@ def test_a_bad_field_is_named_with_its_value_and_changes_nothing(
 
 
 BROKEN_SOURCES = [
-    ("export default function(input) {\n  return input +;\n}", "2:18"),
+    ("export default function(input) {\n  return input +;\n}", "2:17"),
     ("const a = 1;\nexport const b = 2;", "default"),
     ("export default 42", "default"),
     ("throw new Error('top level');\nexport default () => 1", "top level"),

@@ -64,11 +64,7 @@ async def neighbours_are_well(engine: QuickJS) -> None:
             {Outcome.CPU_LIMIT, Outcome.MEMORY_LIMIT},
             id="memory caught for ever",
         ),
-        pytest.param(
-            "const spin = () => Promise.resolve().then(spin); await spin()",
-            {Outcome.CPU_LIMIT, Outcome.MEMORY_LIMIT},
-            id="microtasks",
-        ),
+        pytest.param("for (;;) await null", {Outcome.CPU_LIMIT}, id="microtasks"),
         pytest.param("await new Promise(() => {})", {Outcome.NEVER_SETTLES}, id="never settles"),
         pytest.param("await atlas.kv.get('x')", {Outcome.WALL_LIMIT}, id="waits for ever"),
         pytest.param(

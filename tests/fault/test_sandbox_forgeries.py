@@ -1,0 +1,236 @@
+"""A child that was taken over may send anything. It is ended at its first lie, and only its own invocation suffers."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from engines.contract import Outcome, Result
+from engines.frames import LENGTH, MAX_CALLS_IN_FLIGHT, MAX_PAYLOAD_BYTES, Type, encode
+from engines.quickjs.engine import QuickJS
+from tests.fix_fake_child import FakeZygote, Script, Wire, calls, error, header, result
+from tests.fix_sandbox import LIMITS, MIB, Scripted, Silence, children_of, program, run, until
+
+Forge = Callable[[int], bytes]
+
+
+@asynccontextmanager
+async def engine_of(*scripts: Script, spares: int = 0) -> AsyncIterator[tuple[QuickJS, FakeZygote]]:
+    zygote = FakeZygote(*scripts)
+    engine = QuickJS(
+        spares=spares, max_children=4, max_children_per_project=4, queue_ms=1000, launch=cast(Any, zygote.launch)
+    )
+    await engine.start()
+    try:
+        yield engine, zygote
+    finally:
+        await engine.close()
+
+
+def answering(forge: Forge) -> Script:
+    async def script(wire: Wire) -> None:
+        await wire.raw(forge(await wire.invoked()))
+
+    return script
+
+
+def meta_of(payload: bytes) -> Forge:
+    return lambda inv: encode(Type.RESULT, inv, 0, LENGTH.pack(len(payload)) + payload)
+
+
+def response(*headers: object, status: object = 200) -> Forge:
+    return lambda inv: result(inv, b"body", kind="response", status=status, headers=list(headers))
+
+
+FORGERIES: dict[str, Forge] = {
+    "result of the next invocation": lambda inv: result(inv + 1),
+    "result of the load": lambda inv: result(0),
+    "result with a call number": lambda inv: encode(Type.RESULT, inv, 1, b""),
+    "ready again": lambda inv: encode(Type.READY, inv, 0, b'{"memory_bytes":1,"boot_us":1}'),
+    "a frame for children": lambda inv: encode(Type.HOSTRES, inv, 0, b"\x01null"),
+    "unknown type": lambda inv: header(0, 99, 0, inv, 0),
+    "flags": lambda inv: header(0, Type.RESULT, 1, inv, 0),
+    "oversize": lambda inv: header(MAX_PAYLOAD_BYTES + 1, Type.RESULT, 0, inv, 0),
+    "empty result": lambda inv: encode(Type.RESULT, inv, 0, b""),
+    "meta longer than the frame": lambda inv: encode(Type.RESULT, inv, 0, LENGTH.pack(2**32 - 1)),
+    "meta is garbage": meta_of(b"{{{"),
+    "meta is an array": meta_of(b"[]"),
+    "meta is deep": meta_of(b"[" * 100_000),
+    "value is no JSON": lambda inv: result(inv, b'1},"metrics":{'),
+    "value is NaN": lambda inv: result(inv, b"NaN"),
+    "value is not UTF-8": lambda inv: result(inv, b'"\xff"'),
+    "value is empty": lambda inv: result(inv, b""),
+    "unknown kind": lambda inv: result(inv, kind="html"),
+    "negative time": lambda inv: result(inv, cpu_us=-1),
+    "time is a string": lambda inv: result(inv, wall_us="1"),
+    "time is true": lambda inv: result(inv, wall_us=True),
+    "time is huge": lambda inv: result(inv, wall_us=2**60),
+    "no logs": lambda inv: result(inv, logs=None),
+    "log level": lambda inv: result(inv, logs=[["fatal", "x", 1]]),
+    "log line": lambda inv: result(inv, logs=[["info", 1, 1]]),
+    "status 99": response(status=99),
+    "status true": response(status=True),
+    "header injection": response(["x", "a\r\nset-cookie: b"]),
+    "header name": response(["X Y", "a"]),
+    "header pair": response(["x"]),
+    "error of no outcome": lambda inv: error(inv, "nonsense"),
+    "error that is ok": lambda inv: error(inv, "ok"),
+    "error for us to say": lambda inv: error(inv, "wall_limit"),
+    "cancelled unasked": lambda inv: error(inv, "cancelled"),
+    "error without a name": lambda inv: error(inv, "exception", error={"message": "m"}),
+    "error is an array": lambda inv: error(inv, "exception", error=[]),
+    "65 calls": lambda inv: calls(inv, *range(MAX_CALLS_IN_FLIGHT + 1)),
+    "64 calls and one": lambda inv: calls(inv, *range(MAX_CALLS_IN_FLIGHT)) + calls(inv, 99),
+    "the same call twice": lambda inv: calls(inv, 1) + calls(inv, 1),
+    "no calls": lambda inv: calls(inv),
+    "a call of numbers": lambda inv: encode(Type.HOSTCALL, inv, 0, b'[[1,2,"[]"]]'),
+    "a negative call": lambda inv: calls(inv, -1),
+}
+
+
+@pytest.mark.parametrize("forge", [pytest.param(forge, id=name) for name, forge in FORGERIES.items()])
+async def test_a_forged_frame_is_the_last(forge: Forge, caplog: pytest.LogCaptureFixture) -> None:
+    async with engine_of(answering(forge)) as (engine, zygote):
+        host = Silence()
+        outcome = (await run(engine, "", host=host)).outcome
+        assert outcome is Outcome.CRASHED
+        assert zygote.workers[-1].exited.done()
+        assert host.calls == host.cancelled
+        assert "A sandbox attacks" in caplog.text
+        again = await run(engine, "")
+        assert again.error is not None
+        assert again.error.name == "Quarantined"
+        assert (await run(engine, program("", project="neighbour"))).outcome is Outcome.OK
+
+
+async def test_a_second_result_ends_the_child_and_not_the_first_result() -> None:
+    async with engine_of(answering(lambda inv: result(inv, b"1") + result(inv, b"2"))) as (engine, zygote):
+        assert (await run(engine, "")).value == b"1"
+        await until(lambda: zygote.workers[-1].exited.done())
+        assert engine.report()["quarantined"] == 1
+
+
+async def test_a_blank_child_that_speaks_is_ended() -> None:
+    async def chatter(wire: Wire) -> None:
+        await wire.raw(result(1))
+
+    async with engine_of(chatter, spares=1) as (engine, zygote):
+        await until(lambda: any(worker.exited.done() for worker in zygote.workers if not worker.probe))
+        assert (await run(engine, "")).outcome is Outcome.OK
+
+
+async def test_result_instead_of_ready() -> None:
+    async def eager(wire: Wire) -> None:
+        await wire.until(Type.BIND)
+        await wire.raw(result(0))
+
+    async with engine_of(eager) as (engine, _):
+        assert (await run(engine, "")).outcome is Outcome.CRASHED
+
+
+async def silent(wire: Wire) -> None:
+    await wire.invoked()
+
+
+async def silent_from_the_start(wire: Wire) -> None:
+    await wire.until(Type.BIND)
+
+
+@pytest.mark.parametrize("script", [silent, silent_from_the_start])
+async def test_silence_ends_at_the_wall_clock(script: Script) -> None:
+    async with engine_of(script) as (engine, zygote):
+        outcome = await run(engine, "", limits=replace(LIMITS, wall_ms=50))
+        assert outcome.outcome is Outcome.WALL_LIMIT
+        assert outcome.limit is not None
+        assert outcome.limit.used >= 50
+        assert zygote.workers[-1].exited.done()
+
+
+async def test_a_child_that_hangs_up_and_lives_is_killed() -> None:
+    async def hang_up(wire: Wire) -> None:
+        await wire.invoked()
+        wire.hang_up()
+
+    async with engine_of(hang_up) as (engine, zygote):
+        assert (await run(engine, "")).outcome is Outcome.CRASHED
+        assert zygote.workers[-1].exited.done()
+
+
+async def test_answers_nobody_reads_count_against_the_memory_limit() -> None:
+    async def deaf(wire: Wire) -> None:
+        await wire.raw(calls(await wire.invoked(), *range(40)))
+
+    async with engine_of(deaf) as (engine, _):
+        host = Scripted(lambda op, args: "x" * MIB)
+        result_ = await run(engine, "", host=host, limits=replace(LIMITS, memory_bytes=16 * MIB))
+        assert result_.outcome is Outcome.MEMORY_LIMIT
+
+
+async def test_a_cancelled_child_that_ignores_it_is_killed() -> None:
+    async with engine_of(answering(lambda inv: calls(inv, 1))) as (engine, zygote):
+        host = Silence()
+        running = asyncio.create_task(run(engine, "", host=host))
+        await host.asked.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert zygote.workers[-1].exited.done()
+        assert host.cancelled == 1
+
+
+async def test_an_answer_after_the_verdict_keeps_the_child_but_not_the_answer() -> None:
+    async def late(wire: Wire) -> None:
+        inv = await wire.invoked()
+        await wire.raw(calls(inv, 1))
+        await wire.until(Type.CANCEL)
+        await wire.raw(result(inv, b'"late"'))
+
+    async with engine_of(late) as (engine, zygote):
+        result_ = await run(engine, "", limits=replace(LIMITS, wall_ms=50))
+        assert result_.outcome is Outcome.WALL_LIMIT
+        assert result_.value == b"null"
+        assert list(children_of(engine).values()) == ["idle"]
+        assert not zygote.workers[-1].exited.done()
+
+
+async def test_user_text_is_cut_and_made_well_formed() -> None:
+    def long(inv: int) -> bytes:
+        told = {"name": "N" * 999, "message": "m\ud800" * 99_999, "stack": "s" * 99_999, "code": "c" * 999}
+        return error(inv, "exception", error=told, logs=[["info", "\udfff", 1]])
+
+    async with engine_of(answering(long)) as (engine, _):
+        told = (await run(engine, "")).error
+        assert told is not None
+        assert (len(told.name), len(told.message), len(told.stack), len(told.code or "")) == (100, 8192, 16384, 100)
+        told.message.encode()
+
+
+async def test_logs_past_the_limit_are_dropped_whatever_the_child_says() -> None:
+    lines = [["info", "x" * 1000, 1]] * 100
+    async with engine_of(answering(lambda inv: result(inv, logs=lines))) as (engine, _):
+        flood = await run(engine, "")
+        assert flood.logs_truncated
+        assert len(flood.logs) == 65
+
+
+async def test_a_value_json_allows_and_utf8_does_not_is_no_forgery() -> None:
+    async with engine_of(answering(lambda inv: result(inv, b'"\\ud800"'))) as (engine, _):
+        assert (await run(engine, "")).value == b'"\\ud800"'
+
+
+async def test_times_a_child_claims_cannot_exceed_what_we_saw() -> None:
+    async with engine_of(answering(lambda inv: result(inv, wall_us=10**12))) as (engine, _):
+        assert (await run(engine, "")).metrics.wall_ms < 5_000
+
+
+async def test_a_zygote_that_cannot_fork_sheds_load_and_keeps_what_is_warm() -> None:
+    async with engine_of() as (engine, zygote):
+        engine._pool.queue_ms = 30
+        assert (await run(engine, "")).outcome is Outcome.OK
+        zygote.failing = True
+        refused: Result = await run(engine, program("", project="q"))
+        assert refused.outcome is Outcome.OVERLOADED
+        assert (await run(engine, "")).outcome is Outcome.OK

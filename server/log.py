@@ -1,5 +1,6 @@
 """Structured logs: one JSON line an event on stderr, a stable `action` beside the sentence for people."""
 
+import json
 import logging
 import sys
 import time
@@ -63,4 +64,7 @@ class _Lines(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        try:
+            return orjson.dumps(line, default=str).decode()
+        except orjson.JSONEncodeError:  # lone surrogates or giant numbers, from user code; json escapes them
+            return json.dumps(line, default=str)

@@ -114,12 +114,19 @@ class Stack:
     def leftovers(self) -> set[int]:
         return marked(str(self.run)) | working_in(self.run)
 
+    def wait_gone(self) -> None:
+        deadline_s = time.monotonic() + 10
+        while self.leftovers():
+            assert time.monotonic() < deadline_s, self.processes()
+            time.sleep(0.02)
+
     def sockets(self) -> list[Path]:
         return [path for path in self.run.rglob("*") if path.is_socket()]
 
     def destroy(self) -> None:
         if self.process and self.process.poll() is None:
             self.stop(signal.SIGTERM)
+        self.wait_gone()
         shutil.rmtree(self.home)
 
 

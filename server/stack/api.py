@@ -45,7 +45,8 @@ def part(name: str, settings: Settings, log: Path, front: Account | None) -> Par
 def environment(settings: Settings) -> dict[str, str]:
     """Our own environment, with what `up` has decided."""
     decided = {variable(name): str(getattr(settings, name)) for name in DECIDED}
-    return {**os.environ, **decided, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "gen")))}
+    paths = (str(ROOT), str(ROOT / "gen"), os.environ.get("PYTHONPATH", ""))
+    return {**os.environ, **decided, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def accepts(path: Path) -> bool:

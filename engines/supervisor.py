@@ -146,6 +146,10 @@ class Supervisor:
             "quarantined": len(self._quarantined),
         }
 
+    def pids(self) -> list[int]:
+        """Of the live children, as this process sees them, for /proc."""
+        return [link.worker.pid for link in self._links.values()]
+
     # One run
 
     async def _result(self, run: Run, now: float) -> Result:

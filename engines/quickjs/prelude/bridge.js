@@ -9,6 +9,7 @@
 //            "M" l             ran out of memory
 const LONGEST = { __proto__: null, name: 128, message: 8192, stack: 16384, code: 128 };
 let status = "";
+let detail = "";
 let handler;
 let resultLength = 0;
 let responseBody;
@@ -47,11 +48,22 @@ function isOutOfMemory(error) {
   return isNativeError(error) && getPrototypeOf(error) === InternalErrorPrototype && error.message === "out of memory";
 }
 
+function end(kind, text) { status = kind; detail = text; }
+
 function fail(kind, error) {
-  if (isOutOfMemory(error)) { status = "M"; return; }
-  try { status = kind + describe(error); } catch (second) {
-    status = isOutOfMemory(second) ? "M" : kind + '{"name":"Error","message":"(an error that cannot be shown)","stack":""}';
+  if (isOutOfMemory(error)) return end("M", "");
+  try { end(kind, describe(error)); } catch (second) {
+    if (isOutOfMemory(second)) end("M", "");
+    else end(kind, '{"name":"Error","message":"(an error that cannot be shown)","stack":""}');
   }
+}
+
+// The engine's own two complaints, told in terms of the result; what a toJSON threw stays as it is.
+function unserializable(error) {
+  const said = isNativeError(error) ? property(error, "message") : undefined;
+  if (said === "circular reference") return new NativeTypeError("The result cannot be JSON: it contains itself");
+  if (said === "BigInt are forbidden in JSON.stringify") return new NativeTypeError("The result cannot be JSON: it contains a BigInt");
+  return error;
 }
 
 function succeed(value) {
@@ -61,13 +73,13 @@ function succeed(value) {
     if (fetched !== undefined && fetched.isResponse(value)) {
       const answer = fetched.outgoing(value, resultLength);
       responseBody = answer.body;
-      status = answer.tooLong ? "R" + answer.length : "S" + answer.head;
-      return;
+      return answer.tooLong ? end("R", answer.length) : end("S", answer.head);
     }
-    const json = stringify(value);
-    if (json === undefined) status = "Vnull";
-    else if (json.length > resultLength) status = "R" + json.length;
-    else status = "V" + json;
+    let json;
+    try { json = stringify(value); } catch (error) { return fail("E", unserializable(error)); }
+    if (json === undefined) end("V", "null");
+    else if (json.length > resultLength) end("R", json.length);
+    else end("V", json);
   } catch (error) { fail("E", error); }
 }
 
@@ -87,17 +99,15 @@ function begin() {
   clearCalls();
   resetLogs();
   responseBody = undefined;
-  status = "";
+  end("", "");
 }
 
 function report() {
-  if (status !== "") {
-    return slice(status, 0, 1) + (logText !== "" || logsTruncated ? "l" : "-") + slice(status, 1);
-  }
+  if (status !== "") return flat(status + (logText !== "" || logsTruncated ? "l" : "-") + detail);
   const timer = nextTimer();
   let delay = "";
   if (timer !== undefined) { const ms = timer.due - now(); delay = ms > 0 ? toText(ms) : "0"; }
-  return "P" + (outbox === "" ? "-" : "c") + (digestOutbox === "" ? "-" : "d") + (callsInFlight > 0 ? "w" : "-") + delay;
+  return flat("P" + (outbox === "" ? "-" : "c") + (digestOutbox === "" ? "-" : "d") + (callsInFlight > 0 ? "w" : "-") + delay);
 }
 
 const bridge = {
@@ -119,9 +129,9 @@ const bridge = {
       try {
         const module = await import("<input>");
         const candidate = module.default;
-        if (typeof candidate === "function") { handler = candidate; status = "V"; return; }
+        if (typeof candidate === "function") { handler = candidate; end("V", ""); return; }
         const what = candidate === undefined ? "no default export" : "a default export that is not a function";
-        fail("L", new TypeError("The module has " + what + "; it needs `export default function (input, ctx) { … }`"));
+        fail("L", new NativeTypeError("The module has " + what + "; it needs `export default function (input, ctx) { … }`"));
       } catch (error) { fail("L", error); }
     })();
   },
@@ -130,7 +140,7 @@ const bridge = {
   start(args) {
     begin();
     seedText = args[2];
-    if (args.length !== 4) { fail("E", new SyntaxError("The input is not one JSON value")); return report(); }
+    if (args.length !== 4) { fail("E", new NativeTypeError("The input is not one JSON value")); return report(); }
     acceptingCalls = true;
     try {
       const input = args[1] === "bytes" ? fromBase64(args[3]) : args[3];
@@ -141,9 +151,10 @@ const bridge = {
     return report();
   },
 
-  takeCalls() { const taken = outbox; outbox = ""; return "[" + taken + "]"; },
-  takeDigests() { const taken = digestOutbox; digestOutbox = ""; return "[" + taken + "]"; },
-  takeLogs() { const taken = logText; logText = ""; return "[" + taken + '],"truncated":' + (logsTruncated ? "true" : "false"); },
-  takeBody() { const taken = responseBody; responseBody = undefined; return taken; },
+  takeCalls() { const taken = outbox; outbox = ""; return flat("[" + taken + "]"); },
+  takeDigests() { const taken = digestOutbox; digestOutbox = ""; return flat("[" + taken + "]"); },
+  takeLogs() { const taken = logText; logText = ""; return flat("[" + taken + '],"truncated":' + (logsTruncated ? "true" : "false")); },
+  takeBody() { const taken = responseBody; responseBody = undefined; return flat(taken); },
 };
+core.hasEntropy = () => seedText !== "";
 core.entropy = () => { const taken = seedText; seedText = ""; return taken; };

@@ -5,6 +5,7 @@ const global = globalThis;
 const uncurry = Function.prototype.bind.bind(Function.prototype.call);
 const NativePromise = Promise;
 const NativeError = Error;
+const NativeTypeError = TypeError;
 const InternalErrorPrototype = InternalError.prototype;
 const getPrototypeOf = Object.getPrototypeOf;
 const isNativeError = Error.isError;
@@ -28,11 +29,14 @@ defineProperty(InternalErrorPrototype, "stack", { value: "" });
 defineProperty(InternalErrorPrototype, Symbol.toPrimitive, { value: undefined });
 freeze(InternalErrorPrototype);
 
+// The host can take flat strings only, and what was joined with + may be a rope.
+function flat(text) { return slice(text, 0); }
+
 const sources = { __proto__: null };
 const loaded = { __proto__: null };
 const core = {
   __proto__: null, uncurry, NativePromise, NativeError, isNativeError, stringify, apply, ownKeys, freeze, defineProperty,
-  toWellFormed, slice, charCodeAt, fromBase64, toBase64, now, toText, need,
+  toWellFormed, slice, charCodeAt, fromBase64, toBase64, now, toText, need, loaded,
 };
 
 // The exports of a lazy unit, compiled on its first use.

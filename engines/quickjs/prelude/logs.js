@@ -44,3 +44,5 @@ function uncaught(error) {
   writeLog("error", "Uncaught " + text);
 }
 core.writeLog = writeLog;
+core.uncaught = uncaught;
+core.utf8Prefix = utf8Prefix;

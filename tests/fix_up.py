@@ -65,6 +65,11 @@ class Stack:
 
     def start(self) -> "Stack":
         """Start it and wait until it says that it is ready."""
+        self.launch()
+        self.until(lambda: "\nReady in " in self.said, READY_S, "it is not ready")
+        return self
+
+    def launch(self) -> None:
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "server", "up"],
@@ -75,8 +80,6 @@ class Stack:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.until(lambda: "\nReady in " in self.said, READY_S, "it is not ready")
-        return self
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> int:
         """Ask it to stop; the exit status."""

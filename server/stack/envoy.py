@@ -55,9 +55,10 @@ LOCAL_REPLIES: Final[dict[int, tuple[str, str]]] = {
     499: ("cancelled", "The client closed the request"),
     501: ("unimplemented", "%LOCAL_REPLY_BODY%"),
     502: ("unavailable", "The service broke off its answer; try again"),
-    503: ("unavailable", "No API process can serve now; try again in a second (%RESPONSE_FLAGS%)"),
+    503: ("unavailable", "No API process can serve now; try again in a second"),
     504: ("deadline_exceeded", "The service did not answer in time"),
 }
+BROKEN_OFF: Final = ("unavailable", "The API process ended while it served the request, which may have had its effects")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,7 @@ class Front:
     descriptors: bytes
     services: Sequence[str] = SERVICES
     extra_routes: Sequence[Route] = ()
+    invoke_timeout_s: float = INVOKE_TIMEOUT_S
 
 
 def descriptors() -> bytes:
@@ -93,7 +95,7 @@ def render(front: Front) -> str:
         "max_response_bytes": MAX_RESPONSE_BYTES,
         "lua": (ROOT / "envoy" / "errors.lua").read_text(),
         "local_replies": _local_replies(),
-        "routes": [*front.extra_routes, *_routes()],
+        "routes": [*front.extra_routes, *_routes(front.invoke_timeout_s)],
         "endpoints": [{"endpoint": {"address": {"pipe": {"path": str(path)}}}} for path in front.api_sockets],
     }
     template = Template((ROOT / "envoy" / "envoy.yaml").read_text())
@@ -110,12 +112,13 @@ def untranscoded_route(path: str, status: int, body: str) -> Route:
     }
 
 
-def _routes() -> list[Route]:
-    grpc_timeout = {"header": {"key": "grpc-timeout", "value": f"{INVOKE_TIMEOUT_S - 1}S"}}
+def _routes(invoke_timeout_s: float) -> list[Route]:
+    # The service is told a little less, so that it is the one to say what took so long.
+    grpc_timeout = {"header": {"key": "grpc-timeout", "value": f"{invoke_timeout_s * 1000 - 1000:.0f}m"}}
     return [
         {
             "match": {"prefix": "/atlas.functions.v1.InvocationService/"},
-            "route": {"cluster": "api", "timeout": f"{INVOKE_TIMEOUT_S}s"},
+            "route": {"cluster": "api", "timeout": f"{invoke_timeout_s}s"},
             "request_headers_to_add": [{**grpc_timeout, "append_action": "ADD_IF_ABSENT"}],
         },
         # Streams without an end of their own: Watch and reflection.
@@ -140,36 +143,25 @@ def _local_replies() -> dict[str, object]:
             ]
         }
     }
+
+    def mapper(which: dict[str, object], code: str, message: str) -> dict[str, object]:
+        return {
+            "filter": {"and_filter": {"filters": [which, rest]}},
+            "body_format_override": {"json_format": {"error": {"code": code, "message": message, "details": []}}},
+        }
+
     return {
         "mappers": [
-            {
-                "filter": {"and_filter": {"filters": [_status_between(status, status), rest]}},
-                "body_format_override": _envelope(code, message),
-            }
-            for status, (code, message) in LOCAL_REPLIES.items()
-        ]
-        + [
-            {
-                "filter": {"and_filter": {"filters": [_status_between(400, 599), rest]}},
-                "body_format_override": _envelope("internal", "%LOCAL_REPLY_BODY%"),
-            }
+            mapper({"response_flag_filter": {"flags": ["UC"]}}, *BROKEN_OFF),
+            *(mapper(_status("EQ", status), *reply) for status, reply in LOCAL_REPLIES.items()),
+            mapper(_status("GE", 400), "internal", "%LOCAL_REPLY_BODY%"),
         ]
     }
 
 
-def _status_between(low: int, high: int) -> dict[str, object]:
-    def compare(op: str, value: int) -> dict[str, object]:
-        name = f"local_reply_{op.lower()}_{value}"
-        comparison = {"op": op, "value": {"default_value": value, "runtime_key": name}}
-        return {"status_code_filter": {"comparison": comparison}}
-
-    if low == high:
-        return compare("EQ", low)
-    return {"and_filter": {"filters": [compare("GE", low), compare("LE", high)]}}
-
-
-def _envelope(code: str, message: str) -> dict[str, object]:
-    return {"json_format": {"error": {"code": code, "message": message, "details": []}}}
+def _status(op: str, status: int) -> dict[str, object]:
+    value = {"default_value": status, "runtime_key": f"local_reply_{op.lower()}_{status}"}
+    return {"status_code_filter": {"comparison": {"op": op, "value": value}}}
 
 
 def front_account(port: int) -> Account | None:

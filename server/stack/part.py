@@ -4,10 +4,10 @@ No child outlives us: the kernel sends each its stop signal when we die, `kill -
 its stack in its environment, by which a later run recognises what an earlier one may still have left behind.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,9 +17,7 @@ from server.stack.account import Account
 
 MARK = "ATLAS_STACK_MARK"
 POLL_S = 0.02
-PR_SET_PDEATHSIG = 1
-
-_prctl = ctypes.CDLL(None, use_errno=True).prctl
+LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
 class PartFailed(Exception):
@@ -124,31 +122,21 @@ class Running:
 def start(part: Part, mark: str) -> Running:
     """Start the part, its output appended to its log. Call it from the main thread: the kernel ties the child's
     death signal to the thread that forked it."""
-    us = os.getpid()
-    death_signal = int(part.death_signal or part.stop_signal)
-
-    def tie_to_parent() -> None:  # runs in the child, after the change of user (which clears the death signal)
-        _prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
-        if os.getppid() != us:
-            os._exit(1)
-
     remove_sockets(part)
     part.before()
-    identity: dict[str, object] = {}
-    if part.account:
-        identity = {"user": part.account.uid, "group": part.account.gid, "extra_groups": []}
+    death_signal = int(part.death_signal or part.stop_signal)
+    account = f"{part.account.uid}:{part.account.gid}" if part.account else "-"
+    launch = (sys.executable, "-I", "-S", str(LAUNCHER), str(death_signal), str(os.getpid()), account)
     with part.log.open("ab") as log:
         log_start = log.tell()
         process = subprocess.Popen(
-            part.argv,
+            (*launch, *part.argv),
             cwd=part.cwd,
             env={**part.env, MARK: mark},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches us alone; we stop the parts in order
-            preexec_fn=tie_to_parent,
-            **identity,  # type: ignore[call-overload]
         )
     return Running(part, process, log_start)
 

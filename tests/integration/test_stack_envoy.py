@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ class Echo(invocation_service_pb2_grpc.InvocationServiceServicer):
 
     def InvokeHttp(self, request: invocation.InvokeHttpRequest, context: Any) -> httpbody_pb2.HttpBody:
         seen = dict(context.invocation_metadata())
+        if "x-want-wait" in seen:
+            time.sleep(float(seen["x-want-wait"]))
         if "x-want-error" in seen:
             context.abort(getattr(grpc.StatusCode, seen["x-want-error"]), 'it "failed"')
         if "x-want-status" in seen:
@@ -65,42 +68,55 @@ class Door:
     access_log: Path
 
 
-@pytest.fixture(scope="module")
-def door(stack_dir: Path) -> Iterator[Door]:
-    home, port = stack_dir / "envoy", free_port()
-    api = stack_dir / "echo.sock"
+@contextmanager
+def opened(folder: Path, api: Path, **fields: Any) -> Iterator[Door]:
+    """An Envoy in front of whatever serves on the socket `api`."""
+    folder.mkdir()
+    folder.chmod(0o711)
     front = envoy.Front(
         host="127.0.0.1",
-        port=port,
+        port=free_port(),
         api_sockets=[api],
-        admin_socket=home / "admin.sock",
-        access_log=stack_dir / "access.log",
+        admin_socket=folder / "envoy" / "admin.sock",
+        access_log=folder / "access.log",
         descriptors=envoy.descriptors(),
         extra_routes=[envoy.untranscoded_route("/noop", 200, "ok")],
+        **fields,
     )
     part = envoy.part(
-        front=front, home=home, programs=stack_dir / "bin", log=stack_dir / "envoy.log", account=servant()
+        front=front, home=folder / "envoy", programs=folder / "bin", log=folder / "envoy.log", account=servant()
     )
     running = start(part, "test")
+    try:
+        running.wait_ready()
+        with httpx.Client(base_url=f"http://127.0.0.1:{front.port}", trust_env=False, timeout=30) as client:
+            yield Door(client, front.port, front.access_log)
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def api(stack_dir: Path) -> Iterator[Path]:
+    """The socket of the services."""
+    path = stack_dir / "echo.sock"
     server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", 8 << 20)])
     invocation_service_pb2_grpc.add_InvocationServiceServicer_to_server(Echo(), server)  # type: ignore[abstract]
     functions_service_pb2_grpc.add_FunctionServiceServicer_to_server(Functions(), server)  # type: ignore[abstract]
     serving = health.HealthServicer()
     serving.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(serving, server)
-    server.add_insecure_port(f"unix:{api}")
+    server.add_insecure_port(f"unix:{path}")
     server.start()
-    api.chmod(0o777)
-    try:
-        running.wait_ready()
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client:
-            deadline_s = time.monotonic() + 10
-            while client.get("/functions/v1/invoke/x").status_code == 503:
-                assert time.monotonic() < deadline_s
-            yield Door(client, port, front.access_log)
-    finally:
-        running.stop()
-        server.stop(0).wait()
+    path.chmod(0o777)
+    yield path
+    server.stop(0).wait()
+
+
+@pytest.fixture(scope="module")
+def door(stack_dir: Path, api: Path) -> Iterator[Door]:
+    with opened(stack_dir / "door", api) as door:
+        assert door.http.get("/functions/v1/invoke/x").status_code == 200
+        yield door
 
 
 def test_envoy_accepts_the_configuration(tmp_path: Path) -> None:
@@ -275,6 +291,25 @@ def test_grpc_web(door: Door) -> None:
     assert answer.status_code == 200
     assert b'"slug": "web"' in answer.content
     assert b"grpc-status:0" in answer.content
+
+
+def test_without_an_api_process_it_is_a_503(stack_dir: Path) -> None:
+    with opened(stack_dir / "deserted", stack_dir / "nobody-serves.sock") as door:
+        message = error(door.http.get("/functions/v1/invoke/e"), 503, "unavailable")
+        assert message == "No API process can serve now; try again in a second"
+        with grpc.insecure_channel(f"127.0.0.1:{door.port}") as channel:
+            stub = invocation_service_pb2_grpc.InvocationServiceStub(channel)
+            with pytest.raises(grpc.RpcError) as failed:
+                stub.InvokeHttp(invocation.InvokeHttpRequest())
+        assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "{" not in (failed.value.details() or "{")
+
+
+def test_a_service_that_does_not_answer_is_a_504(stack_dir: Path, api: Path) -> None:
+    with opened(stack_dir / "impatient", api, invoke_timeout_s=1.2) as door:
+        hung = {"x-want-wait": "3", "grpc-timeout": "60S"}  # so that the service itself gives up later
+        answer = door.http.get("/functions/v1/invoke/e", headers=hung)
+        assert error(answer, 504, "deadline_exceeded") == "The service did not answer in time"
 
 
 def test_too_many_headers(door: Door) -> None:

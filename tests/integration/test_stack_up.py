@@ -10,6 +10,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -28,6 +29,11 @@ def healthy(stack: Stack) -> bool:
         return httpx.get(f"{stack.url}/healthz", timeout=10, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def running_invocations(stack: Stack) -> int:
+    report = httpx.get(f"{stack.url}/healthz", trust_env=False).json()
+    return sum(int(count) for state, count in report["sandbox"]["children"].items() if state in ("running", "waiting"))
 
 
 def psql(url: str, command: str) -> str:
@@ -141,6 +147,43 @@ def test_whatever_is_killed_comes_back(make_stack: MakeStack) -> None:
         stack.until(lambda: healthy(stack), 20, f"not healthy after {name} was killed")
     assert stack.stop() == 0
     assert not stack.leftovers()
+
+
+def test_a_run_whose_process_is_killed_is_told_so(make_stack: MakeStack) -> None:
+    stack = make_stack(ATLAS_API_PROCESSES="1").start()
+    env = stack.env
+    source = "export default async () => { await new Promise((done) => setTimeout(done, 8000)) }"
+    with httpx.Client(base_url=stack.url, trust_env=False, timeout=20) as client, ThreadPoolExecutor(1) as thread:
+        deployed = client.post(
+            f"/v1/projects/{env['PROJECT_ID']}/functions/deploy",
+            json={"name": "slow", "slug": "slow", "runtime": "quickjs", "source": source},
+            headers={"authorization": f"Bearer {env['SERVICE_KEY']}"},
+        )
+        assert deployed.status_code == 200, deployed.text
+        pending = thread.submit(client.post, "/functions/v1/invoke/slow", headers={"apikey": env["ANON_KEY"]})
+        stack.until(lambda: running_invocations(stack) == 1, 10, "the function does not run")
+        os.kill(stack.processes()["api-0"], signal.SIGKILL)
+        answer = pending.result()
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "unavailable"
+    assert "while it served the request" in answer.json()["error"]["message"]
+
+
+def test_ctrl_c_while_it_starts(make_stack: MakeStack) -> None:
+    stack = make_stack()
+    stack.launch()
+    stack.until(lambda: "valkey" in stack.said, 20, "it does not start")
+    assert stack.stop() == 0
+    assert "Ready in" not in stack.said
+    assert not stack.leftovers()
+
+
+def test_migrate(make_stack: MakeStack, fresh_database: str) -> None:
+    stack = make_stack(ATLAS_DATABASE_URL=fresh_database)
+    assert "0001_" in stack.command("migrate").stdout
+    assert stack.command("migrate").stdout == "Nothing to apply.\n"
+    del stack.variables["ATLAS_DATABASE_URL"]
+    assert "ATLAS_DATABASE_URL is not set" in stack.command("migrate").stderr
 
 
 def test_nothing_outlives_a_killed_up_and_the_next_one_starts_at_once(make_stack: MakeStack) -> None:

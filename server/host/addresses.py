@@ -12,8 +12,9 @@ import ipaddress
 from collections.abc import Sequence
 from typing import Final
 
+from server.settings import Network
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def _networks(*ranges: str) -> tuple[Network, ...]:
@@ -57,17 +58,6 @@ NOT_PUBLIC: Final = _networks(
 
 GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
 CARRIERS: Final = (ipaddress.IPv6Network("::ffff:0:0/96"), ipaddress.IPv6Network("64:ff9b::/96"))
-
-
-def parse_cidrs(text: str) -> tuple[Network, ...]:
-    """Comma-separated ranges, e.g. "10.0.0.0/8, fd12::/16". ValueError that names the bad one."""
-    found: list[Network] = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        try:
-            found.append(ipaddress.ip_network(part))
-        except ValueError as why:
-            raise ValueError(f"{part!r} is not an address range: {why}") from None
-    return tuple(found)
 
 
 def may_reach(text: str, allowed: Sequence[Network]) -> bool:

@@ -23,9 +23,9 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from multidict import CIMultiDict
 
 from engines.contract import HostError
-from server.host.addresses import Network
 from server.host.names import Blocked, Lookup, Names, Unresolved
 from server.host.request import NAME, Request, parse, redirected
+from server.settings import Network
 
 MAX_REDIRECTS: Final = 5
 MAX_BODY_BYTES: Final = 5 * 1024 * 1024  # of a response, before and after decompression

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
-from server.host.addresses import Network, may_reach
+from server.host.addresses import may_reach
+from server.settings import Network
 
 THREADS: Final = 32
 LOOKUPS_PER_PROJECT: Final = 8

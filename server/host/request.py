@@ -51,18 +51,18 @@ class Request:
 
 def parse(url: object, options: object) -> Request:
     """The request, or HostError("invalid_argument") that names field and rule."""
-    given = arguments.options(NAME, "options", options, _OPTIONS)
-    method = arguments.string(NAME, "method", given.get("method") or "GET").upper()
+    stated = arguments.options(NAME, "options", options, _OPTIONS)
+    given = {name: value for name, value in stated.items() if value is not None}
+    method = arguments.string(NAME, "method", given.get("method", "GET")).upper()
     if not _TOKEN.fullmatch(method) or method in FORBIDDEN_METHODS:
         raise arguments.invalid(NAME, f"method {method[:20]!r} is not allowed")
     body = _body(given.get("body_base64"))
     if body is not None and method in ("GET", "HEAD"):
         raise arguments.invalid(NAME, f"a {method} request cannot have a body")
-    mode = given.get("redirect") or "follow"
+    mode = given.get("redirect", "follow")
     if mode not in get_args(RedirectMode):
         raise arguments.invalid(NAME, "redirect must be follow, manual or error")
-    timeout = given.get("timeout_ms")
-    timeout_ms = DEFAULT_TIMEOUT_MS if timeout is None else arguments.number(NAME, "timeout_ms", timeout)
+    timeout_ms = arguments.number(NAME, "timeout_ms", given.get("timeout_ms", DEFAULT_TIMEOUT_MS))
     if not 1 <= timeout_ms <= MAX_TIMEOUT_MS:
         raise arguments.invalid(NAME, f"timeout_ms is {timeout_ms:g}; it must be between 1 and {MAX_TIMEOUT_MS}")
     return Request(
@@ -109,10 +109,14 @@ def redirected(request: Request, status: int, location: str) -> Request:
     headers = request.headers
     if becomes_get:
         headers = tuple(pair for pair in headers if not pair[0].startswith("content-"))
-    if url.origin() != request.url.origin():
+    if _origin(url) != _origin(request.url):
         headers = tuple(pair for pair in headers if pair[0] not in CREDENTIALS)
     following = replace(request, url=url, headers=headers)
     return replace(following, method="GET", body=None) if becomes_get else following
+
+
+def _origin(url: URL) -> tuple[str, str | None, int | None]:
+    return url.scheme, url.host, url.port  # 443 is 443 whether it was written or not
 
 
 def _body(value: object) -> bytes | None:
@@ -131,7 +135,7 @@ def _body(value: object) -> bytes | None:
 
 
 def _headers(value: object) -> Headers:
-    pairs = arguments.array(NAME, "headers", value or [])
+    pairs = arguments.array(NAME, "headers", [] if value is None else value)
     if len(pairs) > MAX_HEADERS:
         raise arguments.invalid(NAME, f"{len(pairs)} headers, at most {MAX_HEADERS} are allowed")
     found: list[tuple[str, str]] = []

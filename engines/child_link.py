@@ -46,6 +46,8 @@ class ChildLink(asyncio.Protocol):
         self.worker = worker
         self.run: Run | None = None
         self.cpu_ms = 0.0  # of all its runs
+        self.memory_bytes = 0  # its limit, from `bind` on
+        self.calls_when_weighed = 0
         self._owner = owner
         self._reader = Reader()
         self._inv = 0
@@ -69,6 +71,7 @@ class ChildLink(asyncio.Protocol):
         """Load the run's program; the run starts when it is loaded."""
         now, limits = now_ms(), run.limits
         self.run = run
+        self.memory_bytes = limits.memory_bytes
         forked_ms = max(0.0, min(now, self.child.ready_ms) - max(run.queued_ms, self.child.born_ms))
         run.queue_ms = now - run.queued_ms - forked_ms
         self._arm(now + limits.wall_ms)
@@ -171,8 +174,8 @@ class ChildLink(asyncio.Protocol):
         elif run.verdict is not None:
             self._owner.doomed(self, run.verdict)
         else:
-            self._owner.loaded(self)
             self.start(run)
+            self._owner.loaded(self)
 
     # Host calls
 

@@ -102,10 +102,11 @@ class Pool:
         self._backoff_ms = min(self._backoff_ms * 2, SPAWN_BACKOFF_MS[1])
         return self.reaped(child, now_ms)
 
-    def loaded(self, child: Child) -> None:
-        """Its code is loaded and the request it was bound for starts on it."""
+    def loaded(self, child: Child, now_ms: float) -> list[Action]:
+        """Its code is loaded and the request it was bound for has started on it. Now there is time for a new spare."""
         child.state = State.RUNNING
         child.calls += 1
+        return self._place(now_ms)
 
     def released(self, child: Child, now_ms: float) -> list[Action]:
         """Its run is over. The child goes to the next request of its key unless it is worn, or owed to another."""
@@ -180,7 +181,8 @@ class Pool:
     # How it is decided
 
     def _place(self, now_ms: float) -> list[Action]:
-        """Give children to those who may claim one, in turn; then see to the spares.
+        """Give children to those who may claim one, in turn; then see to the spares, but not while somebody is bound:
+        a fork would slow down his cold start.
 
         1. a blank is there: bind it
         2. a child is being forked or is dying: that one will do, wait for it
@@ -205,14 +207,12 @@ class Pool:
                 actions.append(self.kill(next(iter(self._idle)), "evicted"))
             else:
                 break
-        if (
-            len(self._blank) < self.spares
-            and not self._forking
-            and len(self.children) < self.max_children
-            and self._may_fork(now_ms)
-        ):
+        if self._lacks_spare() and self._may_fork(now_ms) and not any(isinstance(action, Bind) for action in actions):
             actions.append(self._spawn(now_ms))
         return actions
+
+    def _lacks_spare(self) -> bool:
+        return len(self._blank) < self.spares and not self._forking and len(self.children) < self.max_children
 
     def _claims(self, now_ms: float) -> Iterator[Request]:
         """Requests that may take a new child now, one of each project at a time."""

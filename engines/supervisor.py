@@ -123,6 +123,8 @@ class Supervisor:
 
     async def close(self) -> None:
         self._closing = True
+        if self._ticking is None:  # never started
+            return
         for timer in (self._ticking, self._waking):
             if timer is not None:
                 timer.cancel()
@@ -206,17 +208,15 @@ class Supervisor:
         return run.refused(now_ms(), self._pool.queue_ms)
 
     async def _fork(self, child: Child) -> None:
-        ours: socket.socket | None = None
         try:
             ours, theirs = socket.socketpair()
+        except OSError as why:
+            return self._barren(child, why)
+        try:
             worker = await self._zygote.spawn(theirs)
-        except (SpawnFailed, ZygoteError, OSError) as why:
-            if ours is not None:
-                ours.close()
-            log.warning("No sandbox: %s", why, extra={"action": "spawn_failed"})
-            self._do(self._pool.fork_failed(child, now_ms()))
-            self._emptied.set()
-            return
+        except (SpawnFailed, ZygoteError) as why:
+            ours.close()
+            return self._barren(child, why)
         link = ChildLink(child, worker, self)
         self._links[child] = link
         await self._loop.create_unix_connection(lambda: link, sock=ours)
@@ -224,16 +224,27 @@ class Supervisor:
             self._do(self._pool.forked(child, now_ms()))
         if self._closing:
             self._do(self._pool.close())
+        return None
+
+    def _barren(self, child: Child, why: Exception) -> None:
+        log.warning("No sandbox: %s", why, extra={"action": "spawn_failed"})
+        self._do(self._pool.fork_failed(child, now_ms()))
+        self._emptied.set()
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._background_ended)
+
+    def _background_ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (fault := task.exception()):
+            log.error("A fault in the supervisor", exc_info=fault, extra={"action": "supervisor_fault"})
 
     # What happens to children
 
     def loaded(self, link: ChildLink) -> None:
-        self._pool.loaded(link.child)
+        self._do(self._pool.loaded(link.child, now_ms()))
 
     def released(self, link: ChildLink) -> None:
         actions = self._pool.released(link.child, now_ms())
@@ -275,16 +286,22 @@ class Supervisor:
         self._ticks += 1
         sweep = self._ticks % TICKS_A_SWEEP == 0
         for link in list(self._links.values()):
-            if link.child.state in BUSY and link.run is not None:
-                rss_bytes = resident_bytes(link.worker.pid)
-                if rss_bytes > link.run.limits.memory_bytes + RSS_SLACK_BYTES:
-                    link.condemn(Outcome.MEMORY_LIMIT, "resident memory")
-                elif sweep and rss_bytes > link.run.limits.memory_bytes // 2 + BASE_RSS_BYTES:
-                    link.child.worn = "grown"
+            if link.child.state in BUSY or (sweep and link.calls_when_weighed != link.child.calls):
+                self._weigh(link)
         if sweep:
             now = now_ms()
             self._quarantined = {key: until for key, until in self._quarantined.items() if until > now}
             self._do(self._pool.wake(now))
+
+    def _weigh(self, link: ChildLink) -> None:
+        link.calls_when_weighed = link.child.calls
+        rss_bytes = resident_bytes(link.worker.pid)
+        if rss_bytes > link.memory_bytes + RSS_SLACK_BYTES:
+            link.condemn(Outcome.MEMORY_LIMIT, "resident memory")
+        elif rss_bytes > link.memory_bytes // 2 + BASE_RSS_BYTES:
+            link.child.worn = "grown"
+            if link.child.state is State.IDLE:
+                self.doomed(link, "grown")
 
     # The zygote
 

@@ -16,6 +16,7 @@ LIMITS = Limits(wall_ms=5_000, cpu_ms=5_000, memory_bytes=64 << 20, fetch_calls=
 INVOCATION = Invocation(id="bench", input=b'{"a":1}', context=b'{"invocation_id":"bench"}')
 COLD_STARTS = 200
 SECONDS = 1.5
+SETTLE_S = 0.005
 
 
 class NoHost:
@@ -74,13 +75,14 @@ async def cold_starts(spares: int) -> list[float]:
 
 
 async def blanks(engine: QuickJS, count: int) -> None:
-    """Wait until the spares are there again, and nothing is on its way."""
+    """Wait until the spares are there again and had time to enter their jail, as they have outside of a benchmark."""
     while True:
         states = engine.report()["children"]
         assert isinstance(states, dict)
-        if states["blank"] >= count and not states["forking"] and not states["killed"]:
+        quiet = not states["forking"] and not states["killed"]
+        await asyncio.sleep(SETTLE_S)
+        if quiet and states["blank"] >= count:
             return
-        await asyncio.sleep(0.001)
 
 
 async def invocations_a_second(code: str) -> float:

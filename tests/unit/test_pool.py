@@ -38,7 +38,7 @@ def running(subject: Pool, request: Request, now_ms: float = 0) -> Child:
     """A child that runs the request, forked for it."""
     (child,) = spawned(subject.submit(request, now_ms))
     assert any(isinstance(action, Bind) for action in subject.forked(child, now_ms))
-    subject.loaded(child)
+    subject.loaded(child, now_ms)
     return child
 
 
@@ -54,7 +54,7 @@ def test_first_request_forks_binds_runs_and_leaves_a_warm_child() -> None:
     assert repr(child) == "<child 1 forking - calls=0>"
     assert say(subject.forked(child, 0)) == "bind 1 p/f"
     assert repr(child) == "<child 1 binding p/f/1 calls=0>"
-    subject.loaded(child)
+    subject.loaded(child, 0)
     assert repr(child) == "<child 1 running p/f/1 calls=1>"
     assert subject.released(child, 0) == []
     assert repr(subject) == "<pool idle=1>"
@@ -62,12 +62,13 @@ def test_first_request_forks_binds_runs_and_leaves_a_warm_child() -> None:
     assert repr(child) == "<child 1 running p/f/1 calls=2>"
 
 
-def test_a_spare_is_bound_at_once_and_another_is_forked_for_it() -> None:
+def test_a_spare_is_bound_at_once_and_another_is_forked_when_it_is_loaded() -> None:
     subject = pool(spares=1)
     (spare,) = spawned(subject.wake(0))
     assert say(subject.forked(spare, 0)) == ""
     assert repr(subject) == "<pool blank=1>"
-    assert say(subject.submit(ask(), 0)) == "bind 1 p/f, spawn 2"
+    assert say(subject.submit(ask(), 0)) == "bind 1 p/f"
+    assert say(subject.loaded(spare, 0)) == "spawn 2"
 
 
 def test_spares_are_forked_one_at_a_time() -> None:
@@ -214,7 +215,7 @@ def test_retiring_a_function_ends_idle_children_now_and_busy_ones_after_their_ru
     subject.submit(ask("p", "f"), 0)
     (second,) = spawned(subject.wake(PATIENCE_MS))
     subject.forked(second, PATIENCE_MS)
-    subject.loaded(second)
+    subject.loaded(second, PATIENCE_MS)
     subject.released(second, PATIENCE_MS)
     other = idle(subject, ask("p", "g"), PATIENCE_MS)
     assert say(subject.retire("f")) == "kill 2 retired"

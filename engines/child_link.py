@@ -91,18 +91,18 @@ class ChildLink(asyncio.Protocol):
         self._send(messages.invoke(self._inv, invocation, run.limits.cpu_ms))
 
     def stop(self, verdict: Outcome) -> None:
-        """End the run. The child is asked if it can hear, for GRACE_MS; otherwise killed at once."""
+        """End the run. A child that waits for the host is asked and has GRACE_MS; one that computes is killed at once.
+
+        At the wall clock both have that grace: the engine's own CPU limit may be about to act.
+        """
         run = self.run
         assert run is not None
         if run.verdict is not None or self.child.state is State.KILLED:
             return
         run.verdict = verdict
-        if run.calls:
+        if run.calls or verdict is Outcome.WALL_LIMIT:
             self.child.state = State.DRAINING
             self._send(messages.cancel(self._inv))
-            self._arm(now_ms() + GRACE_MS)
-        elif verdict is Outcome.WALL_LIMIT:
-            self.child.state = State.DRAINING
             self._arm(now_ms() + GRACE_MS)
         else:
             self._owner.doomed(self, verdict)

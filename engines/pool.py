@@ -1,31 +1,23 @@
 """Which sandbox child serves which request. Pure: every method is told the time and returns the I/O to do.
 
-Requests wait in order of arrival within a project, and projects take turns. While one waits there is no idle child of
-its key. A child serves one request at a time, and never two keys; its states are drawn in engines/children.py.
+A child serves one request at a time, and never two keys; its states are drawn in engines/children.py. Who finds none
+waits in engines/queue.py; while a request waits there is no idle child of its key.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, MutableMapping
-from dataclasses import dataclass, field
-from itertools import islice, zip_longest
+from collections.abc import Iterator
+from dataclasses import InitVar, dataclass, field
 from typing import Final, TypeVar
 
 from engines.children import Action, Bind, Child, Key, Kill, Reject, Request, Spawn, Start, State
-
-PATIENCE_MS: Final = 5.0
-"""How long a request waits for a busy child of its own key before it may take a new one, or another key's: about what a
-cold start costs, so that short functions do not fork a child for every caller of one moment."""
+from engines.queue import Queue
 
 MAX_CALLS: Final = 10_000
 MAX_AGE_MS: Final = 3_600_000.0
 IDLE_TTL_MS: Final = 60_000.0
 MAX_FORKING: Final = 4
-MAX_WAITING_PER_PROJECT: Final = 1_000
-SCANNED: Final = 64  # of a project's queue, in one look for somebody to give a child to
 SPAWN_BACKOFF_MS: Final = (50.0, 2_000.0)
 
-
-Queue = OrderedDict[Request, None]
 K = TypeVar("K")
 
 
@@ -36,7 +28,7 @@ class Pool:
     spares: int
     max_children: int
     max_children_per_project: int
-    queue_ms: float
+    queue_ms: InitVar[float]
     can_spawn: bool = True
     children: set[Child] = field(default_factory=set)
     _blank: list[Child] = field(default_factory=list)
@@ -44,13 +36,15 @@ class Pool:
     _idle_of: dict[Key, list[Child]] = field(default_factory=dict)
     _bound: dict[Key, int] = field(default_factory=dict)  # children by key and by project, KILLED ones included
     _held: dict[object, int] = field(default_factory=dict)
-    _waiting: OrderedDict[object, Queue] = field(default_factory=OrderedDict)  # by project, next turn first
-    _waiting_of: dict[Key, Queue] = field(default_factory=dict)
+    queue: Queue = field(init=False)
     _coming: int = 0  # FORKING or KILLED: each will make room for somebody
     _forking: int = 0
     _next_id: int = 1
     _spawn_after_ms: float = 0.0
     _backoff_ms: float = SPAWN_BACKOFF_MS[0]
+
+    def __post_init__(self, queue_ms: float) -> None:
+        self.queue = Queue(queue_ms)
 
     def __repr__(self) -> str:
         counts = " ".join(f"{name}={count}" for name, count in self.counts().items() if count)
@@ -61,11 +55,7 @@ class Pool:
         counts = dict.fromkeys((state.value for state in State), 0)
         for child in self.children:
             counts[child.state.value] += 1
-        return {**counts, "waiting": self.waiting}
-
-    @property
-    def waiting(self) -> int:
-        return sum(map(len, self._waiting.values()))
+        return {**counts, "waiting": len(self.queue)}
 
     # What happens
 
@@ -74,19 +64,12 @@ class Pool:
         idle = self._idle_of.get(request.key)
         if idle:
             return [self._start(idle[-1], request)]
-        project = request.key[0]
-        queue = self._waiting.setdefault(project, OrderedDict())
-        if len(queue) >= MAX_WAITING_PER_PROJECT:
-            return [Reject(request)]
-        request.waiting = True
-        queue[request] = None
-        self._waiting_of.setdefault(request.key, OrderedDict())[request] = None
-        return self._place(now_ms)
+        return self._place(now_ms) if self.queue.push(request) else [Reject(request)]
 
     def give_up(self, request: Request) -> None:
         """Its caller went away. Does nothing when it no longer waits."""
         if request.waiting:
-            self._unqueue(request)
+            self.queue.remove(request)
 
     def forked(self, child: Child, now_ms: float) -> list[Action]:
         self._leave(child)
@@ -117,15 +100,14 @@ class Pool:
             child.worn = child.worn or "age"
         if child.worn:
             return [self.kill(child, child.worn), *self._place(now_ms)]
-        if not self._waiting:
+        if not self.queue:
             self._rest(child, now_ms)
             return []
         if claim := self._owed(child, now_ms):
-            self._waiting.move_to_end(claim.key[0], last=False)
+            self.queue.has_next_turn(claim.key[0])
             return [self.kill(child, "owed"), *self._place(now_ms)]
-        if queue := self._waiting_of.get(child.key):
-            request = next(iter(queue))
-            self._unqueue(request)
+        if request := self.queue.first_of(child.key):
+            self.queue.remove(request)
             return [self._start(child, request)]
         self._rest(child, now_ms)
         return self._place(now_ms)
@@ -150,13 +132,7 @@ class Pool:
 
     def wake(self, now_ms: float) -> list[Action]:
         """Time has passed. Call every PATIENCE_MS or so while requests wait, and every second otherwise."""
-        actions: list[Action] = []
-        for project in list(self._waiting):
-            for request in list(self._waiting[project]):
-                if now_ms - request.queued_ms < self.queue_ms:
-                    break
-                self._unqueue(request)
-                actions.append(Reject(request))
+        actions: list[Action] = [Reject(request) for request in self.queue.expire(now_ms)]
         while self._idle and now_ms - (oldest := next(iter(self._idle))).idle_since_ms >= IDLE_TTL_MS:
             actions.append(self.kill(oldest, "idle"))
         return actions + self._place(now_ms)
@@ -171,9 +147,9 @@ class Pool:
     def close(self) -> list[Action]:
         """Nobody waits, nothing is forked any more, and every child ends. FORKING ones end when they are `forked`."""
         self.can_spawn = False
-        waiting = [request for queue in self._waiting.values() for request in queue]
+        waiting = list(self.queue)
         for request in waiting:
-            self._unqueue(request)
+            self.queue.remove(request)
         ending = (State.FORKING, State.KILLED)
         kills = [self.kill(child, "closing") for child in self.children if child.state not in ending]
         return [*map(Reject, waiting), *kills]
@@ -192,7 +168,7 @@ class Pool:
         """
         actions: list[Action] = []
         coming = self._coming
-        for request in self._claims(now_ms) if self._waiting else ():
+        for request in self._claims(now_ms) if self.queue else ():
             if self._held.get(request.key[0], 0) >= self.max_children_per_project:
                 actions += self._replace_own(request)
             elif self._blank:
@@ -215,22 +191,10 @@ class Pool:
         return len(self._blank) < self.spares and not self._forking and len(self.children) < self.max_children
 
     def _claims(self, now_ms: float) -> Iterator[Request]:
-        """Requests that may take a new child now, one of each project at a time."""
-        turns = [list(self._claims_of(project, queue, now_ms)) for project, queue in self._waiting.items()]
-        return (request for turn in zip_longest(*turns) for request in turn if request is not None)
+        def room_of(project: object) -> int:
+            return self.max_children_per_project - self._held.get(project, 0)
 
-    def _claims_of(self, project: object, queue: Iterable[Request], now_ms: float) -> Iterator[Request]:
-        room = max(1, self.max_children_per_project - self._held.get(project, 0))
-        fresh: set[Key] = set()
-        for request in islice(queue, SCANNED):
-            patient = now_ms - request.queued_ms < PATIENCE_MS
-            if patient and (request.key in fresh or request.key in self._bound):
-                continue
-            fresh.add(request.key)
-            yield request
-            room -= 1
-            if not room:
-                return
+        return self.queue.claims(now_ms, room_of, self._bound.__contains__)
 
     def _replace_own(self, request: Request) -> list[Action]:
         """The project is at its cap: one of its own idle children makes room, unless one is on its way out."""
@@ -277,10 +241,9 @@ class Pool:
 
     def _bind(self, child: Child, request: Request) -> Bind:
         assert child.key is None
-        self._unqueue(request)
         project = request.key[0]
-        if project in self._waiting:
-            self._waiting.move_to_end(project)
+        self.queue.remove(request)
+        self.queue.had_turn(project)
         child.state, child.key = State.BINDING, request.key
         self._bound[request.key] = self._bound.get(request.key, 0) + 1
         self._held[project] = self._held.get(project, 0) + 1
@@ -317,18 +280,6 @@ class Pool:
                     del self._idle_of[child.key]
             case State.KILLED:
                 self._coming -= 1
-
-    def _unqueue(self, request: Request) -> None:
-        request.waiting = False
-        _take(self._waiting, request.key[0], request)
-        _take(self._waiting_of, request.key, request)
-
-
-def _take(queues: MutableMapping[K, Queue], name: K, request: Request) -> None:
-    queue = queues[name]
-    del queue[request]
-    if not queue:
-        del queues[name]
 
 
 def _drop(counts: dict[K, int], name: K) -> None:

@@ -13,34 +13,31 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Final
 
-from engines import selftest
 from engines.child_link import ChildLink, now_ms
 from engines.children import BUSY, Action, Bind, Child, Key, Kill, Reject, Spawn, Start, State
 from engines.contract import Host, Invocation, Limits, Outcome, Program, Result, ScriptError
-from engines.pool import PATIENCE_MS, Pool
+from engines.frames import MAX_PAYLOAD_BYTES
+from engines.keeper import Keeper, Launch
+from engines.pool import Pool
+from engines.queue import PATIENCE_MS
 from engines.run import Run
 from engines.zygote import Exit, SpawnFailed, Zygote, ZygoteError
 
 log = logging.getLogger(__name__)
 
 QUARANTINE_MS: Final = 10_000.0
+SPAWN_TIMEOUT_S: Final = 5.0
+MAX_INPUT_BYTES: Final = MAX_PAYLOAD_BYTES - 1024
 TICK_S: Final = 0.1
 TICKS_A_SWEEP: Final = 10
 BASE_RSS_BYTES: Final = 24 * 1024 * 1024  # a bound child that has done nothing, generously
 RSS_SLACK_BYTES: Final = 96 * 1024 * 1024  # over the memory limit; RLIMIT_AS acts long before
 STDERR_CHARS: Final = 2_000
-RELAUNCH_BACKOFF_S: Final = (0.05, 5.0)
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
-
-Launch = Callable[..., Awaitable[Zygote]]
-
-
-class JailLeaks(Exception):
-    """The self-test broke out of the jail. Serving untrusted code would not be safe here."""
 
 
 class Supervisor:
@@ -57,9 +54,7 @@ class Supervisor:
         unsafe: bool = False,
         launch: Launch = Zygote.launch,
     ) -> None:
-        self._module = module
-        self._unsafe = unsafe
-        self._launch = launch
+        self._keeper = Keeper(module, launch, unsafe=unsafe, died=self._zygote_died, returned=self._zygote_returned)
         self._pool = Pool(
             spares=spares,
             max_children=max_children,
@@ -69,7 +64,6 @@ class Supervisor:
         self._links: dict[Child, ChildLink] = {}
         self._quarantined: dict[Key, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._restarts = 0
         self._crashes = 0
         self._checks = 0
         self._ticks = 0
@@ -77,26 +71,22 @@ class Supervisor:
         self._waking: asyncio.TimerHandle | None = None
         self._emptied = asyncio.Event()
         self._closing = False
-        self._zygote: Zygote
         self._loop: asyncio.AbstractEventLoop
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._pool!r} restarts={self._restarts}>"
+        return f"<{type(self).__name__} {self._pool!r} restarts={self._keeper.restarts}>"
 
     async def start(self) -> None:
         """Launch the zygote, prove the jail, fork the spares. Raises ZygoteError or JailLeaks."""
         self._loop = asyncio.get_running_loop()
-        self._zygote = await self._launch(self._module, unsafe=self._unsafe)
-        try:
-            await self._prove()
-        except BaseException:
-            await self._zygote.close()
-            raise
-        self._zygote.died.add_done_callback(self._on_zygote_death)
+        await self._keeper.start()
         self._do(self._pool.wake(now_ms()))
         self._tick()
 
     async def invoke(self, program: Program, invocation: Invocation, limits: Limits, host: Host) -> Result:
+        """See the contract. Raises ValueError when input and context, or the code, have over MAX_INPUT_BYTES."""
+        if len(invocation.input) + len(invocation.context) > MAX_INPUT_BYTES:
+            raise ValueError(f"input and context have more than {MAX_INPUT_BYTES} bytes")
         now = now_ms()
         key = (
             program.project_id,
@@ -136,14 +126,14 @@ class Supervisor:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        await self._zygote.close()
+        await self._keeper.close()
 
     def report(self) -> dict[str, object]:
         return {
-            "module": self._module,
-            "layers": dict(self._zygote.layers),
+            "module": self._keeper.module,
+            "layers": dict(self._keeper.zygote.layers),
             "children": self._pool.counts(),
-            "zygote_restarts": self._restarts,
+            "zygote_restarts": self._keeper.restarts,
             "crashes": self._crashes,
             "quarantined": len(self._quarantined),
         }
@@ -157,6 +147,8 @@ class Supervisor:
     async def _result(self, run: Run, now: float) -> Result:
         if self._closing:
             raise RuntimeError("the engine is closed")
+        if len(run.program.code) > MAX_INPUT_BYTES:
+            raise ValueError(f"the code has more than {MAX_INPUT_BYTES} bytes")
         if self._quarantined and self._quarantined.get(run.program.key, 0.0) > now:
             error = ScriptError(name="Quarantined", message="This version attacked its sandbox a moment ago")
             return run.stopped(Outcome.CRASHED, now, error=error)
@@ -205,15 +197,21 @@ class Supervisor:
         if self._closing:
             error = ScriptError(name="SandboxCrashed", message="The engine is closing")
             return run.stopped(Outcome.CRASHED, now_ms(), error=error)
-        return run.refused(now_ms(), self._pool.queue_ms)
+        return run.refused(now_ms(), self._pool.queue.queue_ms)
 
     async def _fork(self, child: Child) -> None:
         try:
             ours, theirs = socket.socketpair()
         except OSError as why:
             return self._barren(child, why)
+        zygote = self._keeper.zygote
         try:
-            worker = await self._zygote.spawn(theirs)
+            async with asyncio.timeout(SPAWN_TIMEOUT_S):
+                worker = await zygote.spawn(theirs)
+        except TimeoutError as why:
+            ours.close()
+            self._in_background(zygote.close())  # its keeper launches another
+            return self._barren(child, why)
         except (SpawnFailed, ZygoteError) as why:
             ours.close()
             return self._barren(child, why)
@@ -227,7 +225,7 @@ class Supervisor:
         return None
 
     def _barren(self, child: Child, why: Exception) -> None:
-        log.warning("No sandbox: %s", why, extra={"action": "spawn_failed"})
+        log.warning("No sandbox: %r", why, extra={"action": "spawn_failed"})
         self._do(self._pool.fork_failed(child, now_ms()))
         self._emptied.set()
 
@@ -267,7 +265,7 @@ class Supervisor:
             self.suspicious(link, "forbidden system call")
         if link.hung_up:
             self._crashes += 1
-            said = self._zygote.stderr()[:STDERR_CHARS] if not self._zygote.died.done() else ""
+            said = self._keeper.zygote.stderr()[:STDERR_CHARS] if not self._keeper.zygote.died.done() else ""
             log.error("A sandbox died: %r %r %s", child, exit_, said, extra={"action": "sandbox_died"})
         self._do(self._pool.reaped(child, now_ms()))
         self._emptied.set()
@@ -277,7 +275,7 @@ class Supervisor:
     def _wake(self) -> None:
         self._waking = None
         self._do(self._pool.wake(now_ms()))
-        if self._pool.waiting and not self._closing:
+        if self._pool.queue and not self._closing:
             self._waking = self._loop.call_later(PATIENCE_MS / 1000, self._wake)
 
     def _tick(self) -> None:
@@ -303,37 +301,12 @@ class Supervisor:
             if link.child.state is State.IDLE:
                 self.doomed(link, "grown")
 
-    # The zygote
-
-    async def _prove(self) -> None:
-        escaped = await selftest.probe(self._zygote)
-        if escaped and not self._unsafe:
-            raise JailLeaks(f"the jail does not hold: {', '.join(escaped)}")
-        for what in escaped:
-            log.error("The jail does not hold: %s", what, extra={"action": "jail_leaks"})
-
-    def _on_zygote_death(self, died: "asyncio.Future[str]") -> None:
+    def _zygote_died(self) -> None:
         self._pool.can_spawn = False
-        if not self._closing:
-            log.error("The zygote is gone: %s", died.result(), extra={"action": "zygote_died"})
-            self._in_background(self._relaunch())
 
-    async def _relaunch(self) -> None:
-        pause_s, longest_s = RELAUNCH_BACKOFF_S
-        while not self._closing:
-            try:
-                old, self._zygote = self._zygote, await self._launch(self._module, unsafe=self._unsafe)
-            except ZygoteError as why:
-                log.error("No zygote: %s", why, extra={"action": "zygote_died"})
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, longest_s)
-                continue
-            await old.close()
-            self._restarts += 1
-            self._pool.can_spawn = True
-            self._zygote.died.add_done_callback(self._on_zygote_death)
-            self._do(self._pool.wake(now_ms()))
-            return
+    def _zygote_returned(self) -> None:
+        self._pool.can_spawn = True
+        self._do(self._pool.wake(now_ms()))
 
 
 def resident_bytes(pid: int) -> int:

@@ -98,6 +98,9 @@ class FakeZygote:
         self.layers = {"seccomp": "on"}
         self.died: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.failing = False
+        self.stuck = False
+        self.leaks = False
+        self.closed = False
 
     async def launch(self, module: str, *, unsafe: bool = False) -> "FakeZygote":
         return self
@@ -106,11 +109,15 @@ class FakeZygote:
         if self.failing:
             sock.close()
             raise SpawnFailed("Resource temporarily unavailable")
+        if self.stuck:
+            with sock:
+                await asyncio.Event().wait()
         sock.setblocking(False)
         exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         worker = FakeWorker(len(self.workers) + 1, 0, -1, exited)
         worker.probe = probe
-        script = _held if probe else self._scripts.pop(0) if self._scripts else honest
+        held = _escaped if self.leaks else _held
+        script = held if probe else self._scripts.pop(0) if self._scripts else honest
         worker.task = asyncio.create_task(self._live(worker, sock, script, ends=probe))
         self.workers.append(worker)
         return worker
@@ -131,6 +138,7 @@ class FakeZygote:
         return ""
 
     async def close(self) -> None:
+        self.closed = True
         for worker in self.workers:
             worker.kill()
         await asyncio.gather(*(worker.exited for worker in self.workers))
@@ -139,3 +147,8 @@ class FakeZygote:
 async def _held(wire: Wire) -> None:
     await asyncio.get_running_loop().sock_recv(wire._sock, 64)
     await wire.raw(b"held")
+
+
+async def _escaped(wire: Wire) -> None:
+    await asyncio.get_running_loop().sock_recv(wire._sock, 64)
+    await wire.raw(b"escaped")

@@ -99,7 +99,7 @@ async def engine() -> AsyncIterator[QuickJS]:
     descriptors = open_descriptors()
     subject = QuickJS(spares=1, max_children=8, max_children_per_project=6, queue_ms=3_000)
     await subject.start()
-    pids = {subject._zygote._process.pid}
+    pids = {subject._keeper.zygote._process.pid}
     try:
         yield subject
     finally:

@@ -1,6 +1,7 @@
 """The QuickJS engine: one jailed interpreter a child, a warm realm for each function version."""
 
-from engines.supervisor import Launch, Supervisor
+from engines.keeper import Launch
+from engines.supervisor import Supervisor
 from engines.zygote import Zygote
 
 

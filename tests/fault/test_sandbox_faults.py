@@ -157,7 +157,7 @@ async def test_the_zygote_dies_and_comes_back(engine: QuickJS) -> None:
     running = asyncio.create_task(run(engine, "await atlas.kv.get('x')", host=host))
     await host.asked.wait()
     old = set(children_of(engine))
-    engine._zygote._process.kill()
+    engine._keeper.zygote._process.kill()
     assert (await running).outcome is Outcome.CRASHED
     results = await asyncio.gather(*(run(engine, program("return 1", function=f"f{i}")) for i in range(4)))
     assert [result.outcome for result in results] == [Outcome.OK] * 4
@@ -257,7 +257,7 @@ async def main():
     await host.asked.wait()
     while list(children_of(engine).values()).count("running") < 1:
         await asyncio.sleep(0.005)
-    print(json.dumps([engine._zygote._process.pid, *children_of(engine)]), flush=True)
+    print(json.dumps([engine._keeper.zygote._process.pid, *children_of(engine)]), flush=True)
     await asyncio.Event().wait()
 
 asyncio.run(main())

@@ -11,6 +11,7 @@ import pytest
 from engines import supervisor
 from engines.contract import Outcome, Result
 from engines.frames import LENGTH, MAX_CALLS_IN_FLIGHT, MAX_PAYLOAD_BYTES, Type, encode
+from engines.keeper import JailLeaks
 from engines.quickjs.engine import QuickJS
 from tests.fix_fake_child import FakeZygote, Script, Wire, calls, error, header, result
 from tests.fix_sandbox import LIMITS, MIB, Scripted, Silence, children_of, program, run, until
@@ -229,7 +230,7 @@ async def test_times_a_child_claims_cannot_exceed_what_we_saw() -> None:
 
 async def test_a_zygote_that_cannot_fork_sheds_load_and_keeps_what_is_warm() -> None:
     async with engine_of() as (engine, zygote):
-        engine._pool.queue_ms = 30
+        engine._pool.queue.queue_ms = 30
         assert (await run(engine, "")).outcome is Outcome.OK
         zygote.failing = True
         refused: Result = await run(engine, program("", project="q"))
@@ -273,3 +274,41 @@ async def test_resident_memory_is_watched(
             assert ended.limit is not None
             assert ended.limit.limit == "memory"
         await until(lambda: list(children_of(engine).values()) == left)
+
+
+async def test_a_zygote_that_does_not_answer_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "SPAWN_TIMEOUT_S", 0.02)
+    async with engine_of() as (engine, zygote):
+        engine._pool.queue.queue_ms = 60
+        zygote.stuck = True
+        assert (await run(engine, "")).outcome is Outcome.OVERLOADED
+        zygote.stuck = False
+        await until(lambda: zygote.closed)
+        engine._pool.queue.queue_ms = 5_000
+        assert (await run(engine, "")).outcome is Outcome.OK
+
+
+async def test_a_jail_that_leaks_is_not_served_from() -> None:
+    zygote = FakeZygote()
+    zygote.leaks = True
+    with pytest.raises(JailLeaks, match="open_file: escaped"):
+        await QuickJS(launch=cast(Any, zygote.launch)).start()
+    assert zygote.closed
+
+
+async def test_unless_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    zygote = FakeZygote()
+    zygote.leaks = True
+    engine = QuickJS(launch=cast(Any, zygote.launch), unsafe=True)
+    await engine.start()
+    assert "The jail does not hold: open_file: escaped" in caplog.text
+    await engine.close()
+
+
+async def test_what_does_not_fit_a_frame_is_refused_before_it_starts() -> None:
+    async with engine_of() as (engine, _):
+        with pytest.raises(ValueError, match="input and context"):
+            await run(engine, "", "x" * MAX_PAYLOAD_BYTES)
+        with pytest.raises(ValueError, match="the code"):
+            await engine.check(program(" " * MAX_PAYLOAD_BYTES), LIMITS)
+        assert repr(engine) == "<QuickJS <pool empty> restarts=0>"

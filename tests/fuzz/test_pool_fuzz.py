@@ -106,7 +106,7 @@ class Processes(RuleBasedStateMachine):
             assert sum(child.key is not None and child.key[0] == project for child in children) <= self.most_each
         idle = {child.key for child in children if child.state is State.IDLE}
         assert not idle & {request.key for request in self.waiting}, "an idle child, and somebody waits for it"
-        assert self.waiting == {request for queue in self.pool._waiting.values() for request in queue}
+        assert self.waiting == set(self.pool.queue)
         assert {child for child in children if child.state is State.FORKING} == set(self.forking)
         assert {child for child in children if child.state is State.KILLED} == set(self.dying)
 

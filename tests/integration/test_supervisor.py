@@ -170,7 +170,7 @@ async def test_a_new_version_runs_while_the_old_one_still_does(engine: QuickJS) 
 
 
 async def test_who_waits_too_long_is_told_so(engine: QuickJS) -> None:
-    engine._pool.queue_ms = 50
+    engine._pool.queue.queue_ms = 50
     engine._pool.max_children_per_project = 1
     host = Silence()
     holder = asyncio.create_task(run(engine, "await atlas.kv.get('x')", host=host))
@@ -209,3 +209,11 @@ async def test_closing_ends_running_invocations_as_crashed() -> None:
     assert children_of(engine) == {}
     with pytest.raises(RuntimeError, match="closed"):
         await run(engine, "return 1")
+
+
+async def test_a_timer_that_outlasts_the_wall_clock_leaves_a_warm_child(engine: QuickJS) -> None:
+    sleeper = program("await new Promise((done) => setTimeout(done, input)); return 'slept'")
+    result = await run(engine, sleeper, 60_000, limits=replace(LIMITS, wall_ms=50))
+    assert result.outcome is Outcome.WALL_LIMIT
+    result = await run(engine, sleeper, 1, limits=replace(LIMITS, wall_ms=1000))
+    assert (result.value, result.metrics.boot_ms) == (b'"slept"', 0)

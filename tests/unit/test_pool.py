@@ -3,7 +3,8 @@
 import pytest
 
 from engines.children import Action, Bind, Child, Kill, Reject, Request, Spawn, Start, State
-from engines.pool import IDLE_TTL_MS, MAX_AGE_MS, MAX_CALLS, MAX_WAITING_PER_PROJECT, PATIENCE_MS, Pool
+from engines.pool import IDLE_TTL_MS, MAX_AGE_MS, MAX_CALLS, Pool
+from engines.queue import MAX_WAITING_PER_PROJECT, PATIENCE_MS
 
 
 def pool(spares: int = 0, most: int = 4, most_each: int = 4, queue_ms: float = 1000) -> Pool:
@@ -143,7 +144,7 @@ def test_projects_take_turns() -> None:
     subject = pool(most=8, spares=0)
     subject.can_spawn = False
     for project in ("a", "a", "a", "b", "c"):
-        subject.submit(ask(project, f"f{subject.waiting}"), 0)
+        subject.submit(ask(project, f"f{len(subject.queue)}"), 0)
     subject.can_spawn = True
     children = spawned(subject.wake(0))
     bound = []

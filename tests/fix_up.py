@@ -39,7 +39,7 @@ class Stack:
             "ATLAS_RUN_DIR": str(self.run),
             "ATLAS_FUNCTIONS_DIR": str(home / "functions"),
             "ATLAS_PORT": str(self.port),
-            "ATLAS_API_PROCESSES": "2",
+            "ATLAS_API_PROCESSES": "1",
             **variables,
         }
 

@@ -21,7 +21,7 @@ from server.stack.binaries import in_wheel
 from tests.fix_up import Stack
 
 MakeStack = Callable[..., Stack]
-PARTS = ("postgres", "nats-server", "valkey-server", "envoy", "api-0", "api-1")
+PARTS = ("postgres", "nats-server", "valkey-server", "envoy", "api-0")
 
 
 def healthy(stack: Stack) -> bool:
@@ -45,21 +45,9 @@ def psql(url: str, command: str) -> str:
     return done.stdout.strip()
 
 
-def test_ctrl_c_stops_all_of_it_within_ten_seconds(make_stack: MakeStack) -> None:
-    stack = make_stack().start()
-    assert set(stack.processes()) >= set(PARTS)
-    began_s = time.monotonic()
-    assert stack.stop(signal.SIGINT) == 0
-    assert time.monotonic() - began_s < 10
-    assert not stack.leftovers()
-    assert not stack.sockets()
-    assert "Stopped in" in stack.said
-
-
 def test_a_second_ctrl_c_does_not_wait(make_stack: MakeStack) -> None:
     stack = make_stack().start()
-    for name in ("api-0", "api-1"):
-        os.kill(stack.processes()[name], signal.SIGSTOP)  # they will not hear the first
+    os.kill(stack.processes()["api-0"], signal.SIGSTOP)  # it will not hear the first
     assert stack.process
     stack.process.send_signal(signal.SIGINT)
     stack.until(lambda: "Stopping" in stack.said, 5, "it does not stop")
@@ -97,15 +85,23 @@ def test_no_secret_is_on_a_command_line_or_readable_by_others(running_stack: Sta
                 assert not mode & 0o044 or not [secret for secret in secrets if secret.encode() in text], path
 
 
-def test_state_is_kept_and_a_lost_env_file_gets_new_keys_for_the_same_project(make_stack: MakeStack) -> None:
+def test_ctrl_c_stops_all_of_it_within_ten_seconds_and_the_state_is_kept(make_stack: MakeStack) -> None:
     stack = make_stack().start()
     first = stack.env
     psql(first["TENANT_DATABASE_URL"], "CREATE TABLE kept (n int); INSERT INTO kept VALUES (42)")
-    stack.stop()
+    assert set(stack.processes()) >= set(PARTS)
+
+    began_s = time.monotonic()
+    assert stack.stop(signal.SIGINT) == 0
+    assert time.monotonic() - began_s < 10
+    assert not stack.leftovers()
+    assert not stack.sockets()
+
     stack.start()
     assert stack.env == first
     assert psql(first["TENANT_DATABASE_URL"], "SELECT n FROM kept") == "42"
-    stack.stop()
+
+    stack.stop()  # and a lost file gets new keys for the same project
     (stack.state / "env").unlink()
     stack.start()
     assert stack.env["PROJECT_ID"] == first["PROJECT_ID"]
@@ -150,7 +146,7 @@ def test_whatever_is_killed_comes_back(make_stack: MakeStack) -> None:
 
 
 def test_a_run_whose_process_is_killed_is_told_so(make_stack: MakeStack) -> None:
-    stack = make_stack(ATLAS_API_PROCESSES="1").start()
+    stack = make_stack().start()
     env = stack.env
     source = "export default async () => { await new Promise((done) => setTimeout(done, 8000)) }"
     with httpx.Client(base_url=stack.url, trust_env=False, timeout=20) as client, ThreadPoolExecutor(1) as thread:
@@ -213,9 +209,9 @@ def test_it_starts_again_after_everything_was_killed_at_once(make_stack: MakeSta
 
 
 def test_a_server_that_is_elsewhere_is_not_started(make_stack: MakeStack, nats_url: str, valkey_url: str) -> None:
-    stack = make_stack(ATLAS_NATS_URL=nats_url, ATLAS_REDIS_URL=valkey_url, ATLAS_API_PROCESSES="1").start()
-    assert {name for name in stack.processes() if not name.startswith("python")} >= {"postgres", "envoy", "api-0"}
-    assert not {"nats-server", "valkey-server", "api-1"} & set(stack.processes())
+    stack = make_stack(ATLAS_NATS_URL=nats_url, ATLAS_REDIS_URL=valkey_url).start()
+    assert set(stack.processes()) >= {"postgres", "envoy", "api-0"}
+    assert not {"nats-server", "valkey-server"} & set(stack.processes())
     assert healthy(stack)
 
 

@@ -11,29 +11,27 @@ The next realm is made after the answer is sent, so that nobody waits for it.
 """
 
 import json
-import resource
 
 from engines.frames import LENGTH, Type
 from engines.quickjs import prelude
+from engines.quickjs.memory import MemoryLimit, address_space_bytes
 from engines.quickjs.realm import CpuBudget, Realm
 from engines.quickjs.run import Failure, Run
 from engines.quickjs.wire import Wire
 
 LOAD_CPU_MS = 2_000
-HEADROOM_BYTES = 64 * 1024 * 1024  # of address space above the memory limit: one frame in, one out, their texts
 
 _prelude: tuple[str, dict[str, str]] | None = None
-_base_bytes = 0
+_blank_bytes = 0
 
 
 def preload() -> None:
     """Read everything a worker will need. Call in the zygote, while there is still a filesystem."""
-    global _prelude, _base_bytes
+    global _prelude, _blank_bytes
     _prelude = prelude.read()
     "".encode("utf-16-le")
     Realm(*_prelude)
-    with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123
-        _base_bytes = int(statm.read().split()[0]) * resource.getpagesize()
+    _blank_bytes = address_space_bytes()
 
 
 def serve(fd: int) -> None:
@@ -69,9 +67,7 @@ class _Worker:
         self._fresh = options["isolation"] == "fresh"
         self._log_bytes = int(options["log_bytes"])
         self._result_bytes = int(options["result_bytes"])
-        self._memory_bytes = int(options["memory_bytes"])
-        most = _base_bytes + self._memory_bytes + HEADROOM_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        self._memory = MemoryLimit(int(options["memory_bytes"]), _blank_bytes)
         run = self._load()
         if self._load_failure is not None:
             run.fail(self._load_failure, None)
@@ -113,7 +109,7 @@ class _Worker:
             self._wire,
             inv,
             CpuBudget(cpu_ms),
-            memory_bytes=self._memory_bytes,
+            memory=self._memory,
             result_bytes=self._result_bytes,
         )
 

@@ -80,8 +80,8 @@ class Realm:
         except _quickjs.JSException as error:
             self._classify(error)
             return str(error)
-        except UnicodeDecodeError:
-            return "SyntaxError: the module cannot be read"
+        except ValueError:
+            return "SyntaxError: the module holds a NUL character"
         self._call(self._load)
         return None
 
@@ -147,6 +147,8 @@ class Realm:
     def _parse(self, text: str) -> object:
         try:
             return self._context.parse_json(text)
+        except ValueError:  # a NUL character, which JSON cannot hold
+            return self._context.parse_json("[]")
         except _quickjs.JSException as error:
             self._classify(error)
             return self._context.parse_json("[]")

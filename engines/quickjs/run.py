@@ -6,6 +6,7 @@ from time import perf_counter_ns
 
 from engines.frames import LENGTH, MAX_PAYLOAD_BYTES, Type
 from engines.quickjs import digests
+from engines.quickjs.memory import MemoryLimit
 from engines.quickjs.realm import CpuBudget, Exhausted, OutOfBudget, Realm
 from engines.quickjs.wire import Wire
 
@@ -34,11 +35,11 @@ class Failure(Exception):
 class Run:
     """Drives `realm` for invocation `inv`, or for its load when `inv` is 0, within `budget`."""
 
-    def __init__(self, wire: Wire, inv: int, budget: CpuBudget, *, memory_bytes: int, result_bytes: int) -> None:
+    def __init__(self, wire: Wire, inv: int, budget: CpuBudget, *, memory: MemoryLimit, result_bytes: int) -> None:
         self._wire = wire
         self._inv = inv
         self._budget = budget
-        self._memory_bytes = memory_bytes
+        self._memory = memory
         self._result_bytes = result_bytes
         self._start_ns = perf_counter_ns()
 
@@ -48,7 +49,7 @@ class Run:
             broken_syntax = realm.load(
                 code,
                 self._budget,
-                memory_bytes=self._memory_bytes,
+                memory_bytes=self._memory.limit_bytes,
                 log_bytes=log_bytes,
                 result_bytes=self._result_bytes,
             )
@@ -93,12 +94,12 @@ class Run:
                 return self._checked(status)
             if status[2] == "d":
                 realm.settle(digests.answers(realm.take("Digests")))
-            else:
-                if status[1] == "c":
-                    self._send_calls(realm)
-                elif status[3] != "w" and len(status) == 4:
-                    raise self._never_settles()
+            elif status[1] == "c":
+                self._send_calls(realm)
+            elif status[3] == "w" or len(status) > 4:
                 self._wait(realm, float(status[4:]) if len(status) > 4 else None)
+            else:
+                raise self._never_settles()
             status = realm.report()
 
     def _wait(self, realm: Realm, timer_ms: float | None) -> None:
@@ -132,7 +133,9 @@ class Run:
 
     def _checked(self, status: str) -> str:
         kind, rest = status[0], status[2:]
-        if kind == "E":
+        if kind == "N" and self._memory.was_full():
+            raise Exhausted
+        if kind in ("E", "N"):
             raise Failure("exception", rest)
         if kind == "L":
             raise Failure("load_failed", rest)
@@ -168,8 +171,8 @@ class Run:
             used_ms = self._budget.used_us() / 1000
             message = f"CPU time limit of {self._budget.limit_ms:g} ms exceeded"
             return Failure.told("cpu_limit", "CpuLimit", message, used=used_ms, broken=True)
-        message = f"Memory limit of {self._memory_bytes} bytes exceeded"
-        return Failure.told("memory_limit", "MemoryLimit", message, used=self._memory_bytes, broken=True)
+        message = f"Memory limit of {self._memory.limit_bytes} bytes exceeded"
+        return Failure.told("memory_limit", "MemoryLimit", message, used=self._memory.limit_bytes, broken=True)
 
     def _result_limit(self, used_bytes: int) -> Failure:
         message = f"The result is larger than {self._result_bytes} bytes"

@@ -36,19 +36,19 @@
     async query(sql, params) {
       text(sql, "The statement of atlas.db.query");
       if (params !== undefined && params !== null && !isArray(params)) throw new TypeError("The parameters of atlas.db.query must be an array");
-      return hostCall("db.query", [sql, params === undefined || params === null ? [] : parameter(params)]);
+      return await hostCall("db.query", [sql, params === undefined || params === null ? [] : parameter(params)]);
     },
   });
 
   const kv = freeze({
     __proto__: null,
-    async get(key) { return hostCall("kv.get", [text(key, "The key")]); },
+    async get(key) { return await hostCall("kv.get", [text(key, "The key")]); },
     async set(key, value, options) {
       const ttl = options === undefined || options === null ? undefined : options.ttl;
       if (ttl !== undefined && ttl !== null && !(typeof ttl === "number" && ttl > 0 && ttl < Infinity)) throw new TypeError("ttl must be a positive number of seconds");
       await hostCall("kv.set", [text(key, "The key"), value === undefined ? null : value, { __proto__: null, ttl_s: ttl === undefined ? null : ttl }]);
     },
-    async delete(key) { return hostCall("kv.delete", [text(key, "The key")]); },
+    async delete(key) { return await hostCall("kv.delete", [text(key, "The key")]); },
   });
 
   const atlas = { __proto__: null, db, kv, get fetch() { return core.need("fetch").fetch; } };

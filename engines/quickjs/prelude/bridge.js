@@ -6,6 +6,7 @@
 //            "R" l length      the result is too long: its length in UTF-16 units, of which a byte each is the least
 //            "E" l json        threw: {"name","message","stack","code"?}
 //            "L" l json        the module cannot be used: the same
+//            "N" l json        threw null, as the engine also does when it has no memory left for an error: the same
 //            "M" l             ran out of memory
 const LONGEST = { __proto__: null, name: 128, message: 8192, stack: 16384, code: 128 };
 let status = "";
@@ -52,7 +53,7 @@ function end(kind, text) { status = kind; detail = text; }
 
 function fail(kind, error) {
   if (isOutOfMemory(error)) return end("M", "");
-  try { end(kind, describe(error)); } catch (second) {
+  try { end(error === null && kind === "E" ? "N" : kind, describe(error)); } catch (second) {
     if (isOutOfMemory(second)) end("M", "");
     else end(kind, '{"name":"Error","message":"(an error that cannot be shown)","stack":""}');
   }

@@ -32,6 +32,15 @@ freeze(InternalErrorPrototype);
 // The host can take flat strings only, and what was joined with + may be a rope.
 function flat(text) { return slice(text, 0); }
 
+// The names of the language that lazy units are compiled with, whatever a program has made of them since.
+const natives = {
+  __proto__: null, Array, ArrayBuffer, BigInt, Boolean, DataView, Date, DOMException, Error, EvalError, Float16Array,
+  Float32Array, Float64Array, Function, JSON, Map, Math, Number, Object, Promise, RangeError, ReferenceError, Reflect,
+  RegExp, Set, SharedArrayBuffer, String, Symbol, SyntaxError, TypeError, URIError, Uint16Array, Uint32Array, Uint8Array,
+  atob, btoa, decodeURIComponent, encodeURIComponent, escape, isNaN, parseFloat, parseInt, unescape,
+};
+const nativeNames = Object.keys(natives).join(",");
+
 const sources = { __proto__: null };
 const loaded = { __proto__: null };
 const core = {
@@ -43,7 +52,7 @@ const core = {
 function need(unit) {
   const known = loaded[unit];
   if (known !== undefined) return known;
-  const exports = indirectEval(sources[unit])(core);
+  const exports = indirectEval("(function({" + nativeNames + "}){return " + sources[unit] + "})")(natives)(core);
   loaded[unit] = exports;
   return exports;
 }

@@ -38,7 +38,9 @@ function writeLog(level, text) {
   logText += (logText === "" ? "[" : ",[") + stringify(level) + "," + stringify(cut.text) + "," + at + "]";
 }
 
+// What a callback threw that nobody waits for. Running out of memory ends the invocation wherever it happens.
 function uncaught(error) {
+  if (isOutOfMemory(error)) return end("M", "");
   let text;
   try { text = core.need("inspect").inspect(error); } catch { text = "(an error that cannot be shown)"; }
   writeLog("error", "Uncaught " + text);

@@ -86,8 +86,7 @@
       if (typeof url.path === "string") return;
       const text = clean(value);
       url.path = [];
-      parser.appendPath(url, parser.isSpecial(url) || text === "" || text[0] === "/" ? text.replaceAll("?", "%3F") : "/" + text.replaceAll("?", "%3F"), false);
-      url.path = url.path.map((segment) => segment.replaceAll("#", "%23"));
+      parser.appendPath(url, text, text !== "" && !/^[/\\]/.test(text));
     }
 
     get search() { const { query } = this.#url; return query === null || query === "" ? "" : "?" + query; }

@@ -5,9 +5,12 @@ import contextlib
 import json
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
 
 from engines.frames import HEADER, LENGTH, Frame, Reader, Type, encode
+from engines.quickjs.engine import QuickJS
 from engines.zygote import Exit, SpawnFailed, Worker
 
 META = {"wall_us": 1, "cpu_us": 1, "memory_bytes": 1, "kind": "json", "logs": [], "truncated": False}
@@ -69,6 +72,14 @@ def header(length: int, kind: int, zero: int, inv: int, call: int) -> bytes:
     return HEADER.pack(length, kind, zero, inv, call)
 
 
+class Death(Exception):
+    """Raised by a script: the child ends like this."""
+
+    def __init__(self, status: int, *, maxrss_bytes: int = 0, cpu_ms: float = 0.0) -> None:
+        super().__init__(status)
+        self.exit = Exit(status, signal.Signals(-status) if status < 0 else None, cpu_ms, maxrss_bytes)
+
+
 Script = Callable[[Wire], Awaitable[None]]
 
 
@@ -123,16 +134,18 @@ class FakeZygote:
         return worker
 
     async def _live(self, worker: Worker, sock: socket.socket, script: Script, *, ends: bool) -> None:
-        reason: signal.Signals | None = None
+        exit_ = Exit(0, None, 0.0, 0)
         try:
             with contextlib.suppress(ConnectionError):
                 await script(Wire(sock))
             if not ends:
                 await asyncio.Event().wait()
         except asyncio.CancelledError:
-            reason = signal.SIGKILL
+            exit_ = Exit(-signal.SIGKILL, signal.SIGKILL, 0.0, 0)
+        except Death as death:
+            exit_ = death.exit
         sock.close()
-        worker.exited.set_result(Exit(-reason if reason else 0, reason, 0.0, 0))
+        worker.exited.set_result(exit_)
 
     def stderr(self) -> str:
         return ""
@@ -152,3 +165,16 @@ async def _held(wire: Wire) -> None:
 async def _escaped(wire: Wire) -> None:
     await asyncio.get_running_loop().sock_recv(wire._sock, 64)
     await wire.raw(b"escaped")
+
+
+@asynccontextmanager
+async def engine_of(*scripts: Script, spares: int = 0) -> AsyncIterator[tuple[QuickJS, FakeZygote]]:
+    zygote = FakeZygote(*scripts)
+    engine = QuickJS(
+        spares=spares, max_children=4, max_children_per_project=4, queue_ms=1000, launch=cast(Any, zygote.launch)
+    )
+    await engine.start()
+    try:
+        yield engine, zygote
+    finally:
+        await engine.close()

@@ -1,8 +1,7 @@
 """A child that was taken over may send anything. It is ended at its first lie, and only its own invocation suffers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -13,23 +12,10 @@ from engines.contract import Outcome, Result
 from engines.frames import LENGTH, MAX_CALLS_IN_FLIGHT, MAX_PAYLOAD_BYTES, Type, encode
 from engines.keeper import JailLeaks
 from engines.quickjs.engine import QuickJS
-from tests.fix_fake_child import FakeZygote, Script, Wire, calls, error, header, result
+from tests.fix_fake_child import FakeZygote, Script, Wire, calls, engine_of, error, header, result
 from tests.fix_sandbox import LIMITS, MIB, Scripted, Silence, children_of, program, run, until
 
 Forge = Callable[[int], bytes]
-
-
-@asynccontextmanager
-async def engine_of(*scripts: Script, spares: int = 0) -> AsyncIterator[tuple[QuickJS, FakeZygote]]:
-    zygote = FakeZygote(*scripts)
-    engine = QuickJS(
-        spares=spares, max_children=4, max_children_per_project=4, queue_ms=1000, launch=cast(Any, zygote.launch)
-    )
-    await engine.start()
-    try:
-        yield engine, zygote
-    finally:
-        await engine.close()
 
 
 def answering(forge: Forge) -> Script:
@@ -236,44 +222,6 @@ async def test_a_zygote_that_cannot_fork_sheds_load_and_keeps_what_is_warm() -> 
         refused: Result = await run(engine, program("", project="q"))
         assert refused.outcome is Outcome.OVERLOADED
         assert (await run(engine, "")).outcome is Outcome.OK
-
-
-@pytest.mark.parametrize(
-    ("resident_bytes", "quick", "outcome", "left"),
-    [
-        pytest.param(1024 * MIB, False, Outcome.MEMORY_LIMIT, [], id="far over the limit: killed in mid-run"),
-        pytest.param(2 * LIMITS.memory_bytes, False, Outcome.OK, [], id="grown: not used again"),
-        pytest.param(2 * LIMITS.memory_bytes, True, Outcome.OK, [], id="grown, seen when idle: ended"),
-        pytest.param(10 * MIB, True, Outcome.OK, ["idle"], id="well"),
-    ],
-)
-async def test_resident_memory_is_watched(
-    monkeypatch: pytest.MonkeyPatch, resident_bytes: int, quick: bool, outcome: Outcome, left: list[str]
-) -> None:
-    seen = asyncio.Event()
-
-    def look(pid: int) -> int:
-        seen.set()
-        return resident_bytes
-
-    monkeypatch.setattr(supervisor, "TICK_S", 0.002)
-    monkeypatch.setattr(supervisor, "TICKS_A_SWEEP", 1)
-    monkeypatch.setattr(supervisor, "resident_bytes", look)
-
-    async def waits(wire: Wire) -> None:
-        inv = await wire.invoked()
-        if not quick:
-            await seen.wait()
-        await wire.raw(result(inv))
-
-    async with engine_of(waits) as (engine, _):
-        ended = await run(engine, "")
-        await seen.wait()
-        assert ended.outcome is outcome
-        if outcome is Outcome.MEMORY_LIMIT:
-            assert ended.limit is not None
-            assert ended.limit.limit == "memory"
-        await until(lambda: list(children_of(engine).values()) == left)
 
 
 async def test_a_zygote_that_does_not_answer_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

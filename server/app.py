@@ -9,10 +9,10 @@ whatever failed in between.
 import asyncio
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 import grpc
@@ -75,11 +75,14 @@ NEEDED: Final = (
 HEALTH_PROGRAM: Final = b"export default () => true"
 HEALTH_PROJECT: Final = "00000000-0000-0000-0000-000000000000"
 
-Handlers = Sequence[grpc.GenericRpcHandler]
+Services: TypeAlias = "Mapping[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]"
+"""Methods by name, by the full name of their service."""
+
+NONE: Final[Services] = {}
 
 
-def run_api(settings: Settings, extra: Handlers = ()) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return. `extra` handlers are served beside ours, unguarded.
+def run_api(settings: Settings, extra: Services = NONE) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return. `extra` services are served beside ours, unguarded.
 
     SettingsError names every variable an API process needs and lacks.
     """
@@ -89,7 +92,7 @@ def run_api(settings: Settings, extra: Handlers = ()) -> None:
     uvloop.run(_run(settings, extra))
 
 
-async def _run(settings: Settings, extra: Handlers) -> None:
+async def _run(settings: Settings, extra: Services) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -192,10 +195,10 @@ async def _probe_sandbox(engine: Engine, hosts: HostApi, settings: Settings) -> 
     return probe
 
 
-async def _serve(settings: Settings, parts: Parts, extra: Handlers, stopping: asyncio.Event) -> None:
+async def _serve(settings: Settings, parts: Parts, extra: Services, stopping: asyncio.Event) -> None:
     gate = Gate(parts.keyring, settings.admin_key)
     server = grpc.aio.server(
-        interceptors=[Boundary(gate)],
+        interceptors=[Boundary(gate, unguarded=tuple(extra))],
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -213,7 +216,7 @@ async def _serve(settings: Settings, parts: Parts, extra: Handlers, stopping: as
     services = sorted({method.split("/")[1] for method in METHODS})
     names = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
     reflection.enable_server_reflection(names, server)
-    server.add_generic_rpc_handlers(tuple(extra))
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(*service) for service in extra.items()])
 
     socket = settings.api_socket
     assert socket is not None

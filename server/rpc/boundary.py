@@ -6,7 +6,7 @@ INTERNAL with that reference and no text of its own.
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl
 
@@ -40,8 +40,10 @@ def project_ids_of(request: object, headers: Mapping[str, str]) -> list[str]:
 
 
 class Boundary(grpc.aio.ServerInterceptor):
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, unguarded: Iterable[str] = ()) -> None:
+        """Methods of services that are not ours are refused, except those named in `unguarded`."""
         self._gate = gate
+        self._open = (*OPEN_PREFIXES, *(f"/{service}/" for service in unguarded))
         self._guarded: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -53,7 +55,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         if (guarded := self._guarded.get(method)) is not None:
             return guarded
         handler = await continuation(handler_call_details)
-        if handler is None or method.startswith(OPEN_PREFIXES):
+        if handler is None or method.startswith(self._open):
             return handler
         guarded = self._guarded[method] = self._guard(method, handler)
         return guarded

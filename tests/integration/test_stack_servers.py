@@ -36,21 +36,21 @@ async def test_a_project_role_needs_no_password_from_us(postgres_url: str) -> No
             connection.execute("DROP ROLE proj_peer")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_another_user_of_the_machine_is_kept_out(postgres_url: str, stack_dir: Path) -> None:
-    account = servant()
-    assert account is not None
-    psql = in_wheel(postgres.WHEEL, "psql")
-    refused = subprocess.run(
-        [psql, postgres_url, "-c", "SELECT 1"],
-        env={},
-        capture_output=True,
-        text=True,
-        user=account.uid,
-        cwd="/",
-    )
-    assert refused.returncode == 2
-    assert "Peer authentication failed" in refused.stderr
+def test_only_our_user_and_only_the_mapped_roles_get_in(postgres_url: str) -> None:
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE stranger LOGIN SUPERUSER")
+        try:
+            with pytest.raises(psycopg.OperationalError, match="Peer authentication failed"):
+                psycopg.connect(postgres_url.replace("postgres@", "stranger@"))
+        finally:
+            connection.execute("DROP ROLE stranger")
+    if account := servant():  # as root we can be another user, too
+        psql = in_wheel(postgres.WHEEL, "psql")
+        refused = subprocess.run(
+            [psql, postgres_url, "-c", "SELECT 1"], env={}, capture_output=True, text=True, user=account.uid, cwd="/"
+        )
+        assert refused.returncode == 2
+        assert "Peer authentication failed" in refused.stderr
 
 
 def test_every_test_has_its_own_database(make_database: Callable[[], str]) -> None:

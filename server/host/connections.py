@@ -29,6 +29,8 @@ class Closable(Protocol):
 
     def close(self) -> None: ...
 
+    async def wait_closed(self) -> None: ...
+
     async def abandon(self) -> None: ...
 
 
@@ -99,11 +101,12 @@ class Connections(Generic[C]):
     async def close(self) -> None:
         if self._timer:
             self._timer.cancel()
+        closing = [place.connection for place in self._idle if place.connection]
         for place in list(self._idle):
             self._drop(place)
         for _, waiter in self._waiting:
             waiter.cancel()
-        await asyncio.gather(*self._closing, return_exceptions=True)
+        await asyncio.gather(*self._closing, *(each.wait_closed() for each in closing), return_exceptions=True)
 
     async def _take(self, project_id: str) -> Place[C]:
         place = self._claim(project_id)

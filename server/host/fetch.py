@@ -126,6 +126,8 @@ class Fetcher:
                     allow_redirects=False,
                 ) as response,
             ):
+                if response.status < 200:
+                    raise _failed("the server wants to switch protocols")
                 following = _redirect(request, response)
                 return following or await _answer(request, response, redirected)
         except aiohttp.ClientConnectorCertificateError:

@@ -3,10 +3,10 @@
 import asyncio
 import ipaddress
 import socket
-from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
+from weakref import WeakValueDictionary
 
 from server.host.addresses import may_reach
 from server.settings import Network
@@ -23,7 +23,7 @@ class Blocked(Exception):
 
 
 class Unresolved(Exception):
-    """The name has no address, or too many lookups are under way."""
+    """The name has no address."""
 
 
 class Names:
@@ -33,16 +33,15 @@ class Names:
         self._allowed = tuple(allowed)
         self._lookup = lookup or _system_lookup
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lookup")
-        self._under_way: Counter[str] = Counter()
+        self._projects: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def resolve(self, project_id: str, host: str, port: int) -> list[str]:
         """At least one address, all of them permitted. Blocked or Unresolved; give it a timeout."""
-        if self._under_way[project_id] >= LOOKUPS_PER_PROJECT:
-            raise Unresolved
-        self._under_way[project_id] += 1
-        job = self._threads.submit(self._lookup, host, port)
         loop = asyncio.get_running_loop()
-        job.add_done_callback(lambda done: self._finished(loop, project_id, done))
+        turn = self._projects.setdefault(project_id, asyncio.Semaphore(LOOKUPS_PER_PROJECT))
+        await turn.acquire()
+        job = self._threads.submit(self._lookup, host, port)
+        job.add_done_callback(lambda _: loop.is_closed() or loop.call_soon_threadsafe(turn.release))
         try:
             found = await asyncio.wrap_future(job)
         except (OSError, UnicodeError):
@@ -55,15 +54,6 @@ class Names:
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def _finished(self, loop: asyncio.AbstractEventLoop, project_id: str, _job: Future[list[str]]) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(self._count_down, project_id)
-
-    def _count_down(self, project_id: str) -> None:
-        self._under_way[project_id] -= 1
-        if not self._under_way[project_id]:
-            del self._under_way[project_id]
 
     def _not_ours(self, address: str) -> bool:
         """This machine under its public address is no more public than under 127.0.0.1."""

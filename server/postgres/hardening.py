@@ -53,6 +53,9 @@ BEGIN
       AND (has_table_privilege('public', oid, 'SELECT')
            OR relname <> 'pg_database' AND has_any_column_privilege('public', oid, 'SELECT'))
     UNION ALL
+    SELECT 'REVOKE ALL ON TABLE information_schema.udt_privileges FROM PUBLIC'  -- the row types of everybody's tables
+    WHERE has_table_privilege('public', 'information_schema.udt_privileges', 'SELECT')
+    UNION ALL
     SELECT format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', oid::regprocedure) FROM pg_proc
     WHERE pronamespace = 'pg_catalog'::regnamespace AND has_function_privilege('public', oid, 'EXECUTE')
       AND ((proname LIKE 'pg\\_%' AND proname !~ {callable}) OR proname ~ {closed})

@@ -191,6 +191,11 @@ class Session:
             self._writer.write(wire.TERMINATE)
             self._writer.close()
 
+    async def wait_closed(self) -> None:
+        """After `close` or `abandon`: until the socket is gone."""
+        with suppress(OSError):
+            await self._writer.wait_closed()
+
     async def _secure(self) -> None:
         if self._address.tls is None:
             return

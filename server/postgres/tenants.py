@@ -38,6 +38,12 @@ ROLE_SETTINGS: Final = {
 }
 """Settings that only a superuser may give and the role cannot take back."""
 
+HIDING: Final = (
+    "ALTER DEFAULT PRIVILEGES FOR ROLE {name} REVOKE ALL ON ROUTINES FROM PUBLIC",
+    "ALTER DEFAULT PRIVILEGES FOR ROLE {name} REVOKE ALL ON TYPES FROM PUBLIC",
+)
+"""Else information_schema shows the names of a tenant's functions and types to all others."""
+
 _UUID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}")
 
 
@@ -117,6 +123,7 @@ class Tenants:
                 "ALTER DEFAULT PRIVILEGES IN SCHEMA {name} GRANT ALL ON SEQUENCES TO {name}",
                 "ALTER DEFAULT PRIVILEGES IN SCHEMA {name} GRANT ALL ON ROUTINES TO {name}",
                 "ALTER DEFAULT PRIVILEGES IN SCHEMA {name} GRANT ALL ON TYPES TO {name}",
+                *(HIDING if superuser else ()),
             ):
                 await admin.execute(sql.SQL(grant).format(name=name, database=sql.Identifier(self.database)))
 

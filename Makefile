@@ -7,7 +7,7 @@ PY := .venv/bin/python
 PROTOS := $(shell find proto -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check gen bench reset clean lock setup setup-dev
+.PHONY: help run test check gen release-protos bench reset clean lock setup setup-dev
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -26,6 +26,9 @@ check: setup-dev ## Format, lint, types, protobuf rules, generated code and lock
 
 gen: setup-dev ## Make gen/ from proto/
 	@PY=$(PY) bash proto/generate.sh gen
+
+release-protos: setup-dev ## Take the protos as they are for released: what later changes may not break
+	$(PY:python=buf) build . -o proto/released.binpb
 
 bench: setup-dev ## Measure, each figure beside its baseline of the same run
 	$(PY) -m tests.bench

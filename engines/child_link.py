@@ -31,6 +31,7 @@ class Owner(Protocol):
     def released(self, link: "ChildLink") -> None: ...
     def doomed(self, link: "ChildLink", why: str) -> None: ...
     def reaped(self, link: "ChildLink", exit_: Exit) -> None: ...
+    def again(self, run: Run) -> None: ...
     def suspicious(self, link: "ChildLink", what: str) -> None: ...
 
 
@@ -251,9 +252,14 @@ class ChildLink(asyncio.Protocol):
             self._timer.cancel()
         exit_ = self.worker.exited.result()
         run, self.run = self.run, None
-        if run is not None:
-            run.end(run.result or self._post_mortem(run, exit_))
         self._owner.reaped(self, exit_)
+        if run is None:
+            return
+        if _blameless(run, exit_):
+            run.tries += 1
+            self._owner.again(run)
+        else:
+            run.end(run.result or self._post_mortem(run, exit_))
 
     def _post_mortem(self, run: Run, exit_: Exit) -> Result:
         error: ScriptError | None = None
@@ -270,6 +276,12 @@ class ChildLink(asyncio.Protocol):
             error = ScriptError(name="SandboxCrashed", message=f"The sandbox process ended with {cause}")
         cpu_ms = max(0.0, exit_.cpu_ms - self.cpu_ms)
         return run.stopped(outcome, now_ms(), cpu_ms=cpu_ms, memory_bytes=exit_.maxrss_bytes, error=error)
+
+
+def _blameless(run: Run, exit_: Exit) -> bool:
+    """Somebody killed its child, most likely the zygote's end, before it began: it may have another, once."""
+    killed = run.verdict is None and run.result is None and exit_.signal is signal.SIGKILL
+    return killed and not run.started_ms and not run.tries and exit_.maxrss_bytes < run.limits.memory_bytes
 
 
 _NOT_FOR_MEMORY: Final = frozenset({signal.SIGSYS, signal.SIGILL, signal.SIGTERM})

@@ -45,6 +45,7 @@ class Run(Request):
         "result",
         "settled",
         "started_ms",
+        "tries",
         "verdict",
     )
 
@@ -70,6 +71,7 @@ class Run(Request):
         self.queue_ms = 0.0
         self.boot_ms = 0.0
         self.started_ms = 0.0
+        self.tries = 0  # children that were killed under it before it began
         self.verdict: Outcome | None = None  # decided by the supervisor; whatever the child still says is too late
         self.result: Result | None = None
         self.settled = False

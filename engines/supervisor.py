@@ -152,14 +152,17 @@ class Supervisor:
         if self._quarantined and self._quarantined.get(run.program.key, 0.0) > now:
             error = ScriptError(name="Quarantined", message="This version attacked its sandbox a moment ago")
             return run.stopped(Outcome.CRASHED, now, error=error)
-        self._do(self._pool.submit(run, now))
-        if run.waiting and self._waking is None:
-            self._waking = self._loop.call_later(PATIENCE_MS / 1000, self._wake)
+        self._submit(run, now)
         try:
             return await run.future
         except asyncio.CancelledError:
             await self._abandon(run)
             raise
+
+    def _submit(self, run: Run, now: float) -> None:
+        self._do(self._pool.submit(run, now))
+        if run.waiting and self._waking is None:
+            self._waking = self._loop.call_later(PATIENCE_MS / 1000, self._wake)
 
     async def _abandon(self, run: Run) -> None:
         """The caller went away: end the run, and come back when it has ended."""
@@ -252,6 +255,12 @@ class Supervisor:
     def doomed(self, link: ChildLink, why: str) -> None:
         self._do([self._pool.kill(link.child, why)])
 
+    def again(self, run: Run) -> None:
+        if self._closing:
+            run.end(self._refusal(run))
+        else:
+            self._submit(run, now_ms())
+
     def suspicious(self, link: ChildLink, what: str) -> None:
         child = link.child
         log.error("A sandbox attacks: %s, %r", what, child, extra={"action": "sandbox_attack"})
@@ -303,6 +312,9 @@ class Supervisor:
 
     def _zygote_died(self) -> None:
         self._pool.can_spawn = False
+        for link in list(self._links.values()):
+            if link.child.state in (State.BLANK, State.IDLE):  # dying, too: nobody shall start on them
+                self.doomed(link, "zygote died")
 
     def _zygote_returned(self) -> None:
         self._pool.can_spawn = True

@@ -7,6 +7,7 @@ import pytest
 
 from engines import supervisor
 from engines.contract import Outcome
+from engines.frames import Type
 from tests.fix_fake_child import Death, Wire, engine_of, result
 from tests.fix_sandbox import LIMITS, MIB, children_of, program, run, until
 
@@ -79,3 +80,50 @@ async def test_resident_memory_is_watched(
             assert ended.limit is not None
             assert ended.limit.limit == "memory"
         await until(lambda: list(children_of(engine).values()) == left)
+
+
+async def test_a_child_killed_before_the_run_began_is_replaced_once() -> None:
+    async def killed_at_birth(wire: Wire) -> None:
+        await wire.until(Type.BIND)
+        raise Death(-signal.SIGKILL)
+
+    async with engine_of(killed_at_birth) as (engine, _):
+        assert (await run(engine, "")).outcome is Outcome.OK
+    async with engine_of(killed_at_birth, killed_at_birth) as (engine, _):
+        assert (await run(engine, "")).outcome is Outcome.CRASHED
+
+
+async def test_a_program_that_crashes_its_child_is_not_tried_again() -> None:
+    async def crashes_at_birth(wire: Wire) -> None:
+        await wire.until(Type.BIND)
+        raise Death(-signal.SIGSEGV)
+
+    async with engine_of(crashes_at_birth) as (engine, _):
+        assert (await run(engine, "")).outcome is Outcome.CRASHED
+
+
+async def test_closing_ends_a_run_that_is_still_loading() -> None:
+    async def loads_for_ever(wire: Wire) -> None:
+        await wire.until(Type.BIND)
+
+    async with engine_of(loads_for_ever) as (engine, _):
+        loading = asyncio.create_task(run(engine, ""))
+        await until(lambda: "binding" in children_of(engine).values())
+        await engine.close()
+        assert (await loading).outcome is Outcome.CRASHED
+
+
+async def test_the_caller_goes_away_between_two_tries() -> None:
+    async def killed_at_birth(wire: Wire) -> None:
+        await wire.until(Type.BIND)
+        raise Death(-signal.SIGKILL)
+
+    for turns in range(30):
+        async with engine_of(killed_at_birth) as (engine, _):
+            running = asyncio.create_task(run(engine, ""))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            done = not running.cancel()
+            (ended,) = await asyncio.gather(running, return_exceptions=True)
+            assert done or isinstance(ended, asyncio.CancelledError)
+            assert not {"binding", "running"} & set(children_of(engine).values())

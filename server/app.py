@@ -72,6 +72,8 @@ NEEDED: Final = (
     "nats_url",
 )
 
+TIDY_S: Final = 3600.0
+
 HEALTH_PROGRAM: Final = b"export default () => true"
 HEALTH_PROJECT: Final = "00000000-0000-0000-0000-000000000000"
 
@@ -147,6 +149,9 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Parts:
     stack.push_async_callback(changes.close)
     await changes.start()
 
+    tidying = asyncio.create_task(_tidy(projects, registry), name="tidying")
+    stack.push_async_callback(_end, tidying)
+
     engines = {"quickjs": engine}
     hosts = HostApi(database, keyvalue, fetcher)
     return Parts(
@@ -164,6 +169,22 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Parts:
             "sandbox": await _probe_sandbox(engine, hosts, settings),
         },
     )
+
+
+async def _tidy(projects: Projects, registry: Registry) -> None:
+    """At start and every hour, remove what crashes left: schemas without a project, files without a version."""
+    while True:
+        for sweep in (projects.sweep, registry.sweep):
+            try:
+                await sweep()
+            except Exception:
+                log.exception("tidy.failed", "Leftovers stay until the next sweep")
+        await asyncio.sleep(TIDY_S)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def _fetcher(settings: Settings) -> Fetcher:

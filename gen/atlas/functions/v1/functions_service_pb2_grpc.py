@@ -121,7 +121,7 @@ class FunctionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListFunctionVersions(self, request, context):
-        """The versions of a function, newest first.
+        """The versions of a function, newest first. The newest 100 are kept, and the active one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

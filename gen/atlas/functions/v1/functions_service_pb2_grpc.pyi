@@ -55,7 +55,7 @@ class FunctionServiceStub:
     "Compilation failed" with line and column.
     """
     ListFunctionVersions: _grpc.UnaryUnaryMultiCallable[_functions_service_pb2.ListFunctionVersionsRequest, _functions_service_pb2.ListFunctionVersionsResponse]
-    """The versions of a function, newest first."""
+    """The versions of a function, newest first. The newest 100 are kept, and the active one."""
     ActivateFunctionVersion: _grpc.UnaryUnaryMultiCallable[_functions_service_pb2.ActivateFunctionVersionRequest, _functions_pb2.EdgeFunction]
     """Makes a version the active one: roll back or forward. Idempotent. NOT_FOUND for an unknown version."""
 
@@ -84,7 +84,7 @@ class FunctionServiceAsyncStub(FunctionServiceStub):
     "Compilation failed" with line and column.
     """
     ListFunctionVersions: _aio.UnaryUnaryMultiCallable[_functions_service_pb2.ListFunctionVersionsRequest, _functions_service_pb2.ListFunctionVersionsResponse]  # type: ignore[assignment]
-    """The versions of a function, newest first."""
+    """The versions of a function, newest first. The newest 100 are kept, and the active one."""
     ActivateFunctionVersion: _aio.UnaryUnaryMultiCallable[_functions_service_pb2.ActivateFunctionVersionRequest, _functions_pb2.EdgeFunction]  # type: ignore[assignment]
     """Makes a version the active one: roll back or forward. Idempotent. NOT_FOUND for an unknown version."""
 
@@ -146,7 +146,7 @@ class FunctionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _functions_service_pb2.ListFunctionVersionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_functions_service_pb2.ListFunctionVersionsResponse, _abc.Awaitable[_functions_service_pb2.ListFunctionVersionsResponse]]:
-        """The versions of a function, newest first."""
+        """The versions of a function, newest first. The newest 100 are kept, and the active one."""
 
     @_abc_1.abstractmethod
     def ActivateFunctionVersion(

@@ -76,7 +76,7 @@ async def start_servers(settings: Settings, home: Places, secrets: Credentials, 
 async def start_api(settings: Settings, home: Places, supervisor: Supervisor) -> list[Path]:
     """The API processes and Envoy; the log files of the former."""
     account = envoy.front_account(settings.port)
-    count = settings.api_processes or min(os.cpu_count() or 1, MOST_API_PROCESSES)
+    count = settings.api_processes or min(len(os.sched_getaffinity(0)), MOST_API_PROCESSES)
     sockets = [home.run / "api" / f"{number}.sock" for number in range(count)]
     parts = [
         api.part(f"api-{number}", replace(settings, api_socket=path), home.log(f"api-{number}"), account)

@@ -34,7 +34,6 @@ from server.stack.supervisor import Supervisor
 
 WATCH_EVERY_S: Final = 0.5
 
-
 EXPECTED = (
     AccountError,
     AlreadyRunning,
@@ -57,12 +56,12 @@ def up(settings: Settings) -> int:
     try:
         home.make()
         with locked(home.state):
-            require_free(settings)
             if count := orphans.end(home.mark, home.data / "postgres"):
                 say(f"· ended {count} processes that an earlier run had left")
+            require_free(settings)
             return asyncio.run(_run(settings, home))
     except EXPECTED as why:
-        print(f"\nThe stack did not start: {why}", file=sys.stderr, flush=True)
+        print(f"\nThe stack failed: {why}", file=sys.stderr, flush=True)
         return 1
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -315,6 +316,13 @@ def test_a_service_that_does_not_answer_is_a_504(stack_dir: Path, api: Path) -> 
 def test_too_many_headers(door: Door) -> None:
     answer = door.http.get("/functions/v1/invoke/e", headers={f"x-{n}": "v" for n in range(200)})
     assert error(answer, 431, "invalid_argument")
+
+
+def test_an_http_1_0_client_is_served(door: Door) -> None:
+    with socket.create_connection(("127.0.0.1", door.port)) as client, client.makefile("rb") as answer:
+        client.sendall(b"GET /functions/v1/invoke/old HTTP/1.0\r\n\r\n")
+        assert b" 200 OK" in answer.readline()
+        assert b'"slug": "old"' in answer.read()
 
 
 def test_a_request_id_is_kept_and_answered(door: Door) -> None:

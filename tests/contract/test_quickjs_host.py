@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (programs in strings)
 """`atlas.*`: what goes over the wire, what comes back, concurrency, and answers nobody waits for."""
 
 import json

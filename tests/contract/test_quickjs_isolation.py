@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (programs in strings)
 """What lives from one invocation to the next, what does not, and what hostile programs cannot reach."""
 
 import json

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (programs and stacks in strings)
 """URL and URLSearchParams against cases of the URL Standard."""
 
 from typing import Any

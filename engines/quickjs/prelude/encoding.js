@@ -108,7 +108,7 @@
       units[i] = bigEndian ? (bytes[2 * i] << 8) | bytes[2 * i + 1] : bytes[2 * i] | (bytes[2 * i + 1] << 8);
     }
     for (let from = 0; from < units.length; from += 4096) text += apply(fromCharCode, null, units.subarray(from, from + 4096));
-    if (bytes.length & 1) text += "\ud800";
+    if (bytes.length & 1 && !/[\ud800-\udbff]$/.test(text)) text += "\ud800";
     const well = toWellFormed(text);
     if (fatal && well !== text) throw new TypeError("The encoded data was not valid UTF-16");
     return well;

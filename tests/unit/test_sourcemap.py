@@ -1,0 +1,54 @@
+# ruff: noqa: E501 (programs and stacks in strings)
+"""Source maps: places found, stacks translated, and maps that are not there."""
+
+import json
+
+import pytest
+
+from engines.sourcemap import finish_map, locate, translate_stack
+
+# Generated lines 1 and 2; line 2 has two segments, from (0, 0, 0) and (0, 2, 4).
+RAW = json.dumps({"version": 3, "sources": ["f.ts"], "names": ["x"], "mappings": "AAAA;AACA,IAEI"}).encode()
+FINISHED = finish_map(RAW, shift_lines=1)
+
+
+@pytest.mark.parametrize(
+    ("line", "column", "place"),
+    [
+        (1, 1, None),
+        (2, 1, ("f.ts", 1, 1)),
+        (2, 99, ("f.ts", 1, 1)),
+        (3, 1, ("f.ts", 2, 1)),
+        (3, 4, ("f.ts", 2, 1)),
+        (3, 5, ("f.ts", 4, 5)),
+        (4, 1, None),
+        (0, 0, None),
+        (999_999_999, 1, None),
+    ],
+)
+def test_places(line: int, column: int, place: tuple[str, int, int] | None) -> None:
+    assert locate(FINISHED, line, column) == place
+
+
+def test_a_stack_loses_our_frames_and_gains_places() -> None:
+    stack = "    at f (<input>:3:5)\n    at map (native)\n    at start (<input>:1:13000)\n    at <input>:2:1\n    at g (<input>:9:9)\n"
+    assert translate_stack(stack, FINISHED) == (
+        "    at f (f.ts:4:5)\n    at map (native)\n    at f.ts:1:1\n    at g (<generated>)\n"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "no places", "<input>", "<input>:x", "at <input>:12345678901234567890:1"])
+def test_anything_else_stays(text: str) -> None:
+    assert translate_stack(text, FINISHED) in (text, text.replace("<input>:123456789", "<generated>"))
+
+
+@pytest.mark.parametrize(
+    "empty", [b'{"version":3,"mappings":""}', b'{"version":3,"sources":[],"mappings":"AAAA","starts":[[0,0,0]]}']
+)
+def test_a_map_that_maps_nothing(empty: bytes) -> None:
+    assert translate_stack("    at f (<input>:2:1)", empty) == "    at f (<generated>)"
+
+
+def test_a_raw_map_must_be_one() -> None:
+    with pytest.raises(ValueError, match="Expecting"):
+        finish_map(b"not json", shift_lines=1)

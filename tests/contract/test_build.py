@@ -138,7 +138,7 @@ async def test_stacks_point_into_the_source(child: Child) -> None:
     stack = translate_stack(child.invoke().error["stack"], built.source_map)
     deep, default = stack.strip().split("\n")
     assert deep.startswith("at deep (orders.ts:7:")
-    assert default.strip().startswith("at default (orders.ts:10:")
+    assert "default (orders.ts:10:" in default
 
 
 async def test_cancelling_kills_the_compiler() -> None:

@@ -4,6 +4,7 @@ from resource import RLIMIT_AS, RUSAGE_SELF, getpagesize, getrusage, setrlimit
 
 HEADROOM_BYTES = 64 * 1024 * 1024  # of address space beside the heap: one frame in, one out, and their texts
 _FULL = 0.75
+_GROWTH_FAULTS = 128
 
 
 def address_space_bytes() -> int:
@@ -21,9 +22,14 @@ class MemoryLimit:
         most_bytes = blank_bytes + limit_bytes + HEADROOM_BYTES
         setrlimit(RLIMIT_AS, (most_bytes, most_bytes))
 
-    def was_full(self) -> bool:
-        """Whether the heap has ever come near the limit, judged by the peak of resident memory."""
-        return _peak_rss_bytes() >= self._full_rss_bytes
+    def was_full(self, faults_before: int) -> bool:
+        """Whether the heap came near the limit: resident memory once did, and memory was taken since `page_faults`."""
+        return _peak_rss_bytes() >= self._full_rss_bytes and page_faults() - faults_before >= _GROWTH_FAULTS
+
+
+def page_faults() -> int:
+    """How often this process has touched a page for the first time."""
+    return getrusage(RUSAGE_SELF).ru_minflt
 
 
 def _peak_rss_bytes() -> int:

@@ -6,7 +6,7 @@ from time import perf_counter_ns
 
 from engines.frames import LENGTH, MAX_PAYLOAD_BYTES, Type
 from engines.quickjs import digests
-from engines.quickjs.memory import MemoryLimit
+from engines.quickjs.memory import MemoryLimit, page_faults
 from engines.quickjs.realm import CpuBudget, Exhausted, OutOfBudget, Realm
 from engines.quickjs.wire import Wire
 
@@ -41,6 +41,7 @@ class Run:
         self._budget = budget
         self._memory = memory
         self._result_bytes = result_bytes
+        self._faults = page_faults()
         self._start_ns = perf_counter_ns()
 
     def load(self, realm: Realm, code: str, log_bytes: int) -> None:
@@ -133,7 +134,7 @@ class Run:
 
     def _checked(self, status: str) -> str:
         kind, rest = status[0], status[2:]
-        if kind == "N" and self._memory.was_full():
+        if kind == "N" and self._memory.was_full(self._faults):
             raise Exhausted
         if kind in ("E", "N"):
             raise Failure("exception", rest)

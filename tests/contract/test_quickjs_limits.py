@@ -83,6 +83,13 @@ def test_allocation_ends_at_the_memory_limit(child: Child, source: str) -> None:
     assert child.invoke("1 + 1").value == 2
 
 
+def test_null_thrown_after_a_full_heap_is_still_null(child: Child) -> None:
+    assert child.bind(EVAL, memory_mib=16).outcome == "ok"
+    for _ in range(2):
+        assert child.invoke("let a = []; for (;;) a = [a, a, {a}]").outcome == "memory_limit"
+        assert child.invoke("throw null").error["message"] == "Thrown value: null"
+
+
 def test_running_out_of_memory_may_be_survived(child: Child) -> None:
     assert child.bind(EVAL, memory_mib=16).outcome == "ok"
     assert child.invoke("try { new Uint8Array(1 << 28) } catch (e) { e.name }").value in ("InternalError", "RangeError")

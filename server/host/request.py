@@ -57,7 +57,7 @@ def parse(url: object, options: object) -> Request:
     if not _TOKEN.fullmatch(method) or method in FORBIDDEN_METHODS:
         raise arguments.invalid(NAME, f"method {method[:20]!r} is not allowed")
     body = _body(given.get("body_base64"))
-    if body is not None and method in ("GET", "HEAD"):
+    if body and method in ("GET", "HEAD"):
         raise arguments.invalid(NAME, f"a {method} request cannot have a body")
     mode = given.get("redirect", "follow")
     if mode not in get_args(RedirectMode):
@@ -69,7 +69,7 @@ def parse(url: object, options: object) -> Request:
         method=method,
         url=parse_url(arguments.string(NAME, "url", url)),
         headers=_headers(given.get("headers")),
-        body=body,
+        body=body or None,
         timeout_ms=timeout_ms,
         redirect=cast(RedirectMode, mode),
     )

@@ -11,14 +11,15 @@ Top-level await works. The code begins on line 2: line 1 of "<input>" is the pre
 import asyncio
 import base64
 import contextlib
+import os
 import platform
 import re
 import resource
 import sys
-from asyncio.subprocess import PIPE, Process
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from subprocess import Popen
+from typing import IO, Final, Literal
 
 from engines.sourcemap import finish_map
 
@@ -116,22 +117,11 @@ async def _transform(source: str, *options: str) -> tuple[bytes, list[_Problem]]
     """esbuild's output and its warnings. Raises CompileError with its errors."""
     fixed = ("--format=esm", "--target=es2024", "--charset=utf8", "--legal-comments=none", "--tsconfig-raw={}")
     told = ("--color=false", "--log-level=warning", f"--log-limit={DIAGNOSTICS_LIMIT}")
-    try:
-        process = await asyncio.create_subprocess_exec(
-            _BINARY, *fixed, *told, *options, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd="/", env={"GOMAXPROCS": "2"}
-        )
-    except OSError as why:
-        raise BuildFault(f"esbuild cannot be started: {why.strerror}") from why
-    try:
-        with contextlib.suppress(ProcessLookupError):
-            resource.prlimit(process.pid, resource.RLIMIT_DATA, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
-        async with asyncio.timeout(TIME_LIMIT_S):
-            output, errors = await _converse(process, source.encode("utf-8", "replace"))
-            status = await process.wait()
-    except TimeoutError:
-        raise CompileError((_at(source, f"Compiling takes longer than {TIME_LIMIT_S:g} s", 1, 0),)) from None
-    finally:
-        await _reap(process)
+    with _memory_file(source.encode("utf-8", "replace")) as stdin, _memory_file() as stdout, _memory_file() as stderr:
+        status = await _run([_BINARY, *fixed, *told, *options], stdin, stdout, stderr)
+        if status is None:
+            raise CompileError((_at(source, f"Compiling takes longer than {TIME_LIMIT_S:g} s", 1, 0),))
+        output, errors = (_content(file) for file in (stdout, stderr))
     problems = list(_problems(errors.decode("utf-8", "replace")))
     if status == 0:
         return output, [(message, line, column) for level, message, line, column in problems if level == "WARNING"]
@@ -139,38 +129,59 @@ async def _transform(source: str, *options: str) -> tuple[bytes, list[_Problem]]
     raise CompileError(tuple(told_errors) or (_at(source, "The source is too deeply nested or too large", 1, 0),))
 
 
-async def _converse(process: Process, source: bytes) -> tuple[bytes, bytes]:
-    """Feed the source and read both outputs at once, each up to its limit."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-
-    async def feed(stdin: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            stdin.write(source)
-            await stdin.drain()
-        stdin.close()
-
-    async with asyncio.TaskGroup() as group:
-        group.create_task(feed(process.stdin))
-        output = group.create_task(_read(process.stdout, OUTPUT_LIMIT_BYTES))
-        errors = group.create_task(_read(process.stderr, OUTPUT_LIMIT_BYTES))
-    return output.result(), errors.result()
-
-
-async def _read(stream: asyncio.StreamReader, limit_bytes: int) -> bytes:
-    """Everything, of which what is past the limit is dropped."""
-    kept = bytearray()
-    while chunk := await stream.read(1 << 18):
-        kept += chunk[: limit_bytes - len(kept)]
-    return bytes(kept)
-
-
-async def _reap(process: Process) -> None:
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
+async def _run(command: list[Path | str], stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes]) -> int | None:
+    """The exit status, or None for one killed at TIME_LIMIT_S. No process is left, also when cancelled."""
+    process = _start(command, stdin, stdout, stderr)
+    try:
+        async with asyncio.timeout(TIME_LIMIT_S):
+            return await _exit_of(process)
+    except TimeoutError:
+        return None
+    finally:
+        if process.poll() is None:
             process.kill()
-    await asyncio.shield(process.wait())
+            await asyncio.shield(_exit_of(process))
+
+
+def _start(command: list[Path | str], stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes]) -> "Popen[bytes]":
+    """Popen and not the loop's own subprocess, because it does not fork.
+
+    uvloop does, and a fork of a process that serves gRPC runs gRPC's fork handlers in the child, which abort it about
+    one time in twenty. Popen uses vfork, which runs none.
+    """
+    try:
+        process = Popen(command, stdin=stdin, stdout=stdout, stderr=stderr, cwd="/", env={"GOMAXPROCS": "2"})
+    except OSError as why:
+        raise BuildFault(f"esbuild cannot be started: {why.strerror}") from why
+    with contextlib.suppress(ProcessLookupError):
+        resource.prlimit(process.pid, resource.RLIMIT_DATA, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (OUTPUT_LIMIT_BYTES, OUTPUT_LIMIT_BYTES))
+    return process
+
+
+async def _exit_of(process: "Popen[bytes]") -> int:
+    loop = asyncio.get_running_loop()
+    gone = asyncio.Event()
+    pidfd = os.pidfd_open(process.pid)
+    loop.add_reader(pidfd, gone.set)
+    try:
+        await gone.wait()
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+    return process.wait()
+
+
+def _memory_file(content: bytes = b"") -> IO[bytes]:
+    file = os.fdopen(os.memfd_create("esbuild"), "w+b")
+    file.write(content)
+    file.seek(0)
+    return file
+
+
+def _content(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 def _problems(report: str) -> list[tuple[str, str, int, int]]:

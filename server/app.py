@@ -219,18 +219,20 @@ async def _probe_sandbox(engine: Engine, hosts: HostApi, settings: Settings) -> 
 async def _serve(settings: Settings, parts: Parts, extra: Services, stopping: asyncio.Event) -> None:
     gate = Gate(parts.keyring, settings.admin_key)
     server = grpc.aio.server(
-        interceptors=[Boundary(gate, unguarded=tuple(extra))],
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ],
     )
-    invocation_service_pb2_grpc.add_InvocationServiceServicer_to_server(InvocationService(parts.invoker), server)
-    functions = FunctionService(parts.registry, parts.deployer)
-    functions_service_pb2_grpc.add_FunctionServiceServicer_to_server(functions, server)
-    projects_service_pb2_grpc.add_ProjectServiceServicer_to_server(ProjectService(parts.projects), server)
-    health_service_pb2_grpc.add_HealthServiceServicer_to_server(
-        HealthService(parts.probes, parts.engine.report), server
+    boundary = Boundary(server, gate)
+    boundary.add(invocation_service_pb2_grpc.add_InvocationServiceServicer_to_server, InvocationService(parts.invoker))
+    boundary.add(
+        functions_service_pb2_grpc.add_FunctionServiceServicer_to_server,
+        FunctionService(parts.registry, parts.deployer),
+    )
+    boundary.add(projects_service_pb2_grpc.add_ProjectServiceServicer_to_server, ProjectService(parts.projects))
+    boundary.add(
+        health_service_pb2_grpc.add_HealthServiceServicer_to_server, HealthService(parts.probes, parts.engine.report)
     )
     standard_health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(standard_health, server)

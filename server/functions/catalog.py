@@ -57,7 +57,10 @@ class Catalog:
 
     async def resolve(self, project_id: str, slug: str) -> Resolved:
         """The active version of the project's function. NotFound when there is none."""
-        found = await self._cache.get((project_id, slug)) if SLUG.fullmatch(slug) else None
+        key = (project_id, slug)
+        found = self._cache.kept(key)
+        if found is None and SLUG.fullmatch(slug):
+            found = await self._cache.get(key)
         if found is None:
             raise NotFound(
                 f"JS source not found: no function {shown(slug)} in this project",

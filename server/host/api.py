@@ -48,7 +48,7 @@ class InvocationHost:
         self._project_id = project_id
         self._limits = limits
         self._ends = time.monotonic() + limits.wall_ms / 1000
-        self._turns = {kind: asyncio.Semaphore(count) for kind, count in CALLS_AT_ONCE.items()}
+        self._turns: dict[str, asyncio.Semaphore] = {}  # made when needed: most invocations call nothing
         self.calls = 0
         self.fetch_calls = 0  # made or refused; past `limits.fetch_calls` they are refused
 
@@ -59,8 +59,14 @@ class InvocationHost:
             raise HostError("unknown_op", f"there is no host operation {op[:40]!r}")
         if op == "fetch":
             self._count_fetch()
-        async with self._turns[op.partition(".")[0]]:
+        async with self._turn(op.partition(".")[0]):
             return await handler(self, args)
+
+    def _turn(self, kind: str) -> asyncio.Semaphore:
+        turn = self._turns.get(kind)
+        if turn is None:
+            turn = self._turns[kind] = asyncio.Semaphore(CALLS_AT_ONCE[kind])
+        return turn
 
     async def _query(self, args: bytes) -> bytes:
         name = "atlas.db.query"

@@ -49,13 +49,19 @@ class Cache(Generic[K, V]):
     def __repr__(self) -> str:
         return f"<Cache {len(self._kept)} kept, weight {self._weight} of {self._capacity}>"
 
+    def kept(self, key: K) -> V | None:
+        """The value if it is kept and trusted: what `get` would answer, without a coroutine. Else None."""
+        value = self._kept.get(key) if self._trusted() else None
+        if value is not None:
+            self._kept.move_to_end(key)
+        return value
+
     async def get(self, key: K) -> V | None:
         """The value, or None when there is none. Raises what `load` raises; that is never kept."""
+        if (value := self.kept(key)) is not None:
+            return value
         if not self._trusted():
             return await self._fetch(key)
-        if (value := self._kept.get(key)) is not None:
-            self._kept.move_to_end(key)
-            return value
         if self._absent_until_s.get(key, 0.0) > self._clock.monotonic_s():
             return None
         if (task := self._loading.get(key)) is None:

@@ -36,7 +36,7 @@ class Keyring:
     async def authenticate(self, secret: str) -> Principal | None:
         """Who calls with this secret, or None for an unknown or revoked key. Unavailable when the database is away."""
         found = digest(secret)
-        return None if found is None else await self._cache.get(found)
+        return None if found is None else self._cache.kept(found) or await self._cache.get(found)
 
     def _key_changed(self, key_id: str) -> None:
         self._cache.forget_where(lambda principal: principal.key_id == key_id)

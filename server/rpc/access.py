@@ -88,14 +88,13 @@ class Gate:
             raise Unauthenticated(
                 f"No API key: send {access.value} as 'Authorization: Bearer KEY' or 'apikey: KEY'", reason="KEY_MISSING"
             )
-        is_admin = hmac.compare_digest(key.encode(), self._admin_key)
         if access is Access.ADMIN:
-            if not is_admin:
+            if not self._is_admin(key):
                 raise await self._refusal(key, access)
             return
-        found = None if is_admin else await self._keys.authenticate(key)
+        found = await self._keys.authenticate(key)
         if found is None:
-            raise _wrong_role("admin", access) if is_admin else _unknown_key()
+            raise _wrong_role("admin", access) if self._is_admin(key) else _unknown_key()
         if access is Access.SERVICE:
             if found.role != "service":
                 raise _wrong_role(found.role, access)
@@ -104,6 +103,9 @@ class Gate:
                     "This key belongs to another project than the request's project_id", reason="WRONG_PROJECT"
                 )
         _principal.set(found)
+
+    def _is_admin(self, key: str) -> bool:
+        return hmac.compare_digest(key.encode(), self._admin_key)
 
     async def _refusal(self, key: str, access: Access) -> AtlasError:
         found = await self._keys.authenticate(key)

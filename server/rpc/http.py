@@ -30,7 +30,7 @@ _TEXT_TYPES: Final = frozenset((FORM, "application/xml", "application/javascript
 
 
 def request_of(headers: Mapping[str, str], rest: str, content_type: str) -> Request:
-    """`ctx.request` of a call. The header that carried the API key is left out: it is not the function's business."""
+    """`ctx.request` of a call."""
     original = headers.get("x-envoy-original-path")
     path, _, query = (original or "").partition("?")
     if original is None:
@@ -38,20 +38,25 @@ def request_of(headers: Mapping[str, str], rest: str, content_type: str) -> Requ
     else:
         _, slash, suffix = path.removeprefix(INVOKE_PREFIX).partition("/")
         path = unquote(slash + suffix)
-    key_header = "apikey" if headers.get("apikey") else "authorization"
-    seen = {
-        name: value
-        for name, value in headers.items()
-        if name != key_header and name not in _HOP_BY_HOP and not name.startswith(_OURS)
-    }
+    seen = shown(headers)
     if content_type:
         seen["content-type"] = content_type
     return Request(
         method=headers.get("x-envoy-original-method", "POST"),
         path=path,
-        query=dict(parse_qsl(query, keep_blank_values=True)),
+        query=dict(parse_qsl(query, keep_blank_values=True)) if query else {},
         headers=seen,
     )
+
+
+def shown(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers a function sees. The one that carried the API key is not its business, nor what Envoy tells us."""
+    key_header = "apikey" if headers.get("apikey") else "authorization"
+    return {
+        name: value
+        for name, value in headers.items()
+        if name != key_header and name not in _HOP_BY_HOP and not name.startswith(_OURS)
+    }
 
 
 def body_of(content_type: str, data: bytes) -> Body:

@@ -7,9 +7,9 @@ from atlas.functions.v1 import invocation_service_pb2_grpc
 from engines.contract import Metrics, Response
 from server.functions.invoke import Body, Invoker, Request
 from server.rpc.access import principal
-from server.rpc.boundary import Context, headers_of
-from server.rpc.http import answer, body_of, request_of, response_metadata
-from server.rpc.values import from_json, to_json
+from server.rpc.boundary import Context, headers
+from server.rpc.http import answer, body_of, request_of, response_metadata, shown
+from server.rpc.values import fill_from_json, to_json
 
 
 class InvocationService(invocation_service_pb2_grpc.InvocationServiceServicer):
@@ -19,19 +19,21 @@ class InvocationService(invocation_service_pb2_grpc.InvocationServiceServicer):
     async def Invoke(self, request: pb.InvokeRequest, context: Context) -> pb.InvokeResponse:
         caller = principal()
         body = Body(kind="json", data=to_json(request.input, field="input"))
-        headers = request_of(headers_of(context), "", "").headers
-        seen = Request(path=request.path, headers=headers)
+        seen = Request(path=request.path, headers=shown(headers()))
         result = await self._invoker.invoke(caller.project_id, caller.tier, request.slug, body, seen)
-        metrics = _metrics(result.metrics)
+        answered = pb.InvokeResponse()
+        _fill_metrics(answered.metrics, result.metrics)
         if result.response is not None:
-            return pb.InvokeResponse(metrics=metrics, response=_http_response(result.response))
-        return pb.InvokeResponse(metrics=metrics, result=from_json(result.value))
+            answered.response.CopyFrom(_http_response(result.response))
+        else:
+            fill_from_json(answered.result, result.value)
+        return answered
 
     async def InvokeHttp(self, request: pb.InvokeHttpRequest, context: Context) -> httpbody_pb2.HttpBody:
         caller = principal()
         content_type = request.body.content_type
         body = body_of(content_type, request.body.data)
-        seen = request_of(headers_of(context), request.rest, content_type)
+        seen = request_of(headers(), request.rest, content_type)
         result = await self._invoker.invoke(caller.project_id, caller.tier, request.slug, body, seen)
         if result.response is not None:
             content_type, metadata = response_metadata(result.response)
@@ -40,10 +42,11 @@ class InvocationService(invocation_service_pb2_grpc.InvocationServiceServicer):
         return httpbody_pb2.HttpBody(content_type="application/json", data=answer(result.value, result.metrics))
 
 
-def _metrics(metrics: Metrics) -> pb.Metrics:
-    return pb.Metrics(
-        wall_ms=round(metrics.wall_ms, 3), memory_bytes=metrics.memory_bytes, fuel_consumed=metrics.fuel_consumed
-    )
+def _fill_metrics(target: pb.Metrics, metrics: Metrics) -> None:
+    target.wall_ms = round(metrics.wall_ms, 3)
+    target.memory_bytes = metrics.memory_bytes
+    if metrics.fuel_consumed is not None:
+        target.fuel_consumed = metrics.fuel_consumed
 
 
 def _http_response(response: Response) -> pb.HttpResponse:

@@ -19,11 +19,9 @@ def to_json(value: struct_pb2.Value, *, field: str) -> bytes:
     return orjson.dumps(_plain(value, field))
 
 
-def from_json(text: bytes) -> struct_pb2.Value:
-    """The Value of JSON text. FunctionFailed when it is nested deeper than a protobuf client can read."""
-    value = struct_pb2.Value()
+def fill_from_json(value: struct_pb2.Value, text: bytes) -> None:
+    """Make it the Value of JSON text. FunctionFailed when that is nested deeper than a protobuf client can read."""
     _fill(value, orjson.loads(text), 0)
-    return value
 
 
 def timestamp(moment: datetime) -> Timestamp:
@@ -36,9 +34,11 @@ def _plain(value: struct_pb2.Value, field: str) -> Any:
     match value.WhichOneof("kind"):
         case "number_value":
             number = value.number_value
+            if number.is_integer() and abs(number) < 2**53:
+                return int(number)
             if not math.isfinite(number):
                 raise InvalidArgument(field, f"{field} holds the number {number}, which JSON does not have")
-            return int(number) if number.is_integer() and abs(number) < 2**53 else number
+            return number
         case "string_value":
             return value.string_value
         case "bool_value":

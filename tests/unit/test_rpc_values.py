@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import FunctionFailed, InvalidArgument
-from server.rpc.values import MAX_DEPTH, from_json, to_json
+from server.rpc.values import MAX_DEPTH, fill_from_json, to_json
 
 LEAVES = (
     st.none()
@@ -22,6 +22,12 @@ LEAVES = (
 JSON = st.recursive(
     LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=20
 )
+
+
+def from_json(text: bytes) -> struct_pb2.Value:
+    value = struct_pb2.Value()
+    fill_from_json(value, text)
+    return value
 
 
 @given(JSON)

@@ -7,6 +7,7 @@ whatever failed in between.
 """
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import Mapping
@@ -248,6 +249,8 @@ async def _serve(settings: Settings, parts: Parts, extra: Services, stopping: as
     await server.start()
     for service in ("", *services):
         await standard_health.set(service, health_pb2.HealthCheckResponse.SERVING)
+    gc.collect()
+    gc.freeze()  # what lives now lives for ever; looking through it again took 50 ms at a time
     log.info("api.ready", f"Serving on {socket}", socket=str(socket))
     try:
         await stopping.wait()

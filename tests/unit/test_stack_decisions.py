@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from server.settings import Settings
+from server.stack import api
 from server.stack.bootstrap import Env, read_env
 from server.stack.places import PlaceError, Places, places
 from server.stack.supervisor import MAX_FAILURES, WINDOW_S, Restarts
@@ -58,3 +59,13 @@ def test_the_env_file_reads_back_as_it_was_written(tmp_path: Path) -> None:
     )
     (tmp_path / "env").write_text(env.text())
     assert read_env(tmp_path / "env") == {name: getattr(env, name) for name in env.__slots__}
+
+
+def test_an_api_process_gets_what_up_decided_and_keeps_what_a_person_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATLAS_ADMIN_KEY", "of the shell")
+    monkeypatch.delenv("GRPC_EXPERIMENTS", raising=False)
+    decided = api.environment(Settings(admin_key="decided"))
+    assert decided["ATLAS_ADMIN_KEY"] == "decided"
+    assert decided["GRPC_EXPERIMENTS"] == api.GRPC["GRPC_EXPERIMENTS"]
+    monkeypatch.setenv("GRPC_EXPERIMENTS", "mine")
+    assert api.environment(Settings())["GRPC_EXPERIMENTS"] == "mine"

@@ -16,7 +16,10 @@ import platform
 import re
 import resource
 import sys
-from dataclasses import dataclass
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from subprocess import Popen
 from typing import IO, Final, Literal
@@ -49,6 +52,7 @@ _STATIC_IMPORT = re.compile(
 _DEFAULT_EXPORT = re.compile(r"^export (?:default\b|\{[^}]*\bdefault\b[^}]*\})", re.MULTILINE)
 _PROBLEM = re.compile(r"^\S+ \[(ERROR|WARNING)\] (.+)$")
 _PROBLEM_PLACE = re.compile(r"^    .*?:(\d+):(\d+):$")
+_LINE_END = re.compile(r"\r\n|[\r\n\u2028\u2029]")
 _NO_REQUIRE = "[unsupported-require-call]"
 
 
@@ -89,28 +93,35 @@ async def build(source: str, language: Language, *, filename: str) -> Built:
     Raises CompileError for every fault of the source, also when compiling it takes more than TIME_LIMIT_S or
     MEMORY_LIMIT_BYTES, and BuildFault when esbuild cannot run. When cancelled, the compiler is killed and reaped first.
     """
-    loader = "ts" if language == "typescript" else "js"
-    text, problems = await _transform(source, f"--loader={loader}", f"--sourcefile={filename}", "--sourcemap=inline")
+    loader = f"--loader={'ts' if language == 'typescript' else 'js'}"
+    text, problems = await _transform(source, loader, f"--sourcefile={filename}", "--sourcemap=inline")
     code, mark, encoded_map = text.rpartition(_MAP_MARK)
     if not mark:
         raise BuildFault("esbuild gave no source map")
-    module = code.decode()
-
-    refused = [_require_refused(source, *problem) for problem in problems if _is_require(source, *problem)]
-    if _STATIC_IMPORT.search(module):
-        # What looks like an import may be text in a template literal; without those it cannot.
-        plain, _ = await _transform(source, f"--loader={loader}", "--supported:template-literal=false")
-        refused += [_import_refused(source, match[1]) for match in _STATIC_IMPORT.finditer(plain.decode())]
-    if refused:
-        raise CompileError(tuple(refused[:DIAGNOSTICS_LIMIT]))
-    if not _DEFAULT_EXPORT.search(module):
-        raise CompileError((_at(source, "The module has no default export; " + _HINT, 1, 0),))
+    module = code
+    if b"`" in code:
+        # Text in a template literal may look like an import, or like a thousand of them; without those literals,
+        # whatever begins a line is a statement, and the patterns take time in proportion to the text.
+        module, _ = await _transform(source, loader, "--supported:template-literal=false")
+    await asyncio.to_thread(_refuse_unloadable, source, module.decode(), problems)
     source_map = await asyncio.to_thread(finish_map, base64.b64decode(encoded_map), shift_lines=1)
     return Built(code=b"\n" + code, source_map=source_map)
 
 
 _HINT = "write `export default function (input, ctx) { … }`"
 _Problem = tuple[str, int, int]
+
+
+def _refuse_unloadable(source: str, module: str, problems: list[_Problem]) -> None:
+    """CompileError for a module that asks for others, or that exports no default."""
+    text = _Source(source)
+    refused = [_require_refused(text, *problem) for problem in problems if _is_require(text, *problem)]
+    imports = islice(_STATIC_IMPORT.finditer(module), DIAGNOSTICS_LIMIT)
+    refused += [_import_refused(text, match[1]) for match in imports]
+    if refused:
+        raise CompileError(tuple(refused[:DIAGNOSTICS_LIMIT]))
+    if not _DEFAULT_EXPORT.search(module):
+        raise CompileError((text.diagnostic("The module has no default export; " + _HINT, 1, 0),))
 
 
 async def _transform(source: str, *options: str) -> tuple[bytes, list[_Problem]]:
@@ -120,13 +131,18 @@ async def _transform(source: str, *options: str) -> tuple[bytes, list[_Problem]]
     with _memory_file(source.encode("utf-8", "replace")) as stdin, _memory_file() as stdout, _memory_file() as stderr:
         status = await _run([_BINARY, *fixed, *told, *options], stdin, stdout, stderr)
         if status is None:
-            raise CompileError((_at(source, f"Compiling takes longer than {TIME_LIMIT_S:g} s", 1, 0),))
+            raise CompileError((_Source(source).diagnostic(f"Compiling takes longer than {TIME_LIMIT_S:g} s", 1, 0),))
         output, errors = (_content(file) for file in (stdout, stderr))
     problems = list(_problems(errors.decode("utf-8", "replace")))
     if status == 0:
         return output, [(message, line, column) for level, message, line, column in problems if level == "WARNING"]
-    told_errors = [_at(source, message, line, column) for level, message, line, column in problems if level == "ERROR"]
-    raise CompileError(tuple(told_errors) or (_at(source, "The source is too deeply nested or too large", 1, 0),))
+    raise await asyncio.to_thread(_errors_of, source, problems)
+
+
+def _errors_of(source: str, problems: list[tuple[str, str, int, int]]) -> CompileError:
+    text = _Source(source)
+    errors = [text.diagnostic(message, line, column) for level, message, line, column in problems if level == "ERROR"]
+    return CompileError(tuple(errors) or (text.diagnostic("The source is too deeply nested or too large", 1, 0),))
 
 
 async def _run(command: list[Path | str], stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes]) -> int | None:
@@ -197,35 +213,52 @@ def _problems(report: str) -> list[tuple[str, str, int, int]]:
     return found
 
 
-def _line_text(source: str, line: int) -> str:
-    lines = re.split(r"\r\n|[\r\n\u2028\u2029]", source)
-    return lines[line - 1] if 1 <= line <= len(lines) else ""
+class _Source:
+    """The author's text with its lines, which are found once, however many diagnostics quote them."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *(end.end() for end in _LINE_END.finditer(self.text))]
+
+    def line_at(self, offset: int) -> int:
+        return bisect_right(self._starts, offset)
+
+    def line(self, number: int) -> str:
+        if not 1 <= number <= len(self._starts):
+            return ""
+        start = self._starts[number - 1]
+        end = _LINE_END.search(self.text, start)
+        return self.text[start : end.start() if end else len(self.text)]
+
+    def diagnostic(self, message: str, line: int, column_bytes: int) -> Diagnostic:
+        text = self.line(line)
+        column = len(text.encode("utf-8", "replace")[:column_bytes].decode("utf-8", "ignore")) + 1
+        return Diagnostic(line, column, message, text[:500])
+
+    def diagnostic_at(self, message: str, offset: int) -> Diagnostic:
+        line = self.line_at(offset)
+        return Diagnostic(line, offset - self._starts[line - 1] + 1, message, self.line(line)[:500])
 
 
-def _at(source: str, message: str, line: int, column_bytes: int) -> Diagnostic:
-    text = _line_text(source, line)
-    column = len(text.encode("utf-8", "replace")[:column_bytes].decode("utf-8", "ignore")) + 1
-    return Diagnostic(line, column, message, text[:500])
-
-
-def _is_require(source: str, message: str, line: int, _: int) -> bool:
+def _is_require(source: _Source, message: str, line: int, _: int) -> bool:
     """A call of require that nothing guards. Libraries ask `typeof require` first, and get by without it."""
-    return message.endswith(_NO_REQUIRE) and "typeof require" not in _line_text(source, line)
+    return message.endswith(_NO_REQUIRE) and "typeof require" not in source.line(line)
 
 
-def _require_refused(source: str, _: str, line: int, column_bytes: int) -> Diagnostic:
-    here = _at(source, "", line, column_bytes)
+def _require_refused(source: _Source, _: str, line: int, column_bytes: int) -> Diagnostic:
+    here = source.diagnostic("", line, column_bytes)
     called = re.match(r"require\s*\(\s*(['\"])(.{1,200}?)\1", here.line_text[here.column - 1 :])
     what = f'"{called[2]}"' if called else "a module"
     message = f"Cannot require {what}: a function is one ES module; bundle its libraries into it before deploying"
-    return _at(source, message, line, column_bytes)
+    return replace(here, message=message)
 
 
-def _import_refused(source: str, specifier: str) -> Diagnostic:
-    name = specifier[:200]
-    found = re.search(rf"""['"]{re.escape(specifier)}['"]""", source)
-    before = source[: found.start()] if found else ""
-    line = len(re.findall(r"\r\n|[\r\n\u2028\u2029]", before)) + 1
-    column_bytes = len(re.split(r"[\r\n\u2028\u2029]", before)[-1].encode("utf-8", "replace"))
-    message = f'Cannot import "{name}": a function is one file; bundle its libraries into it before deploying'
-    return _at(source, message, line, column_bytes)
+def _import_refused(source: _Source, specifier: str) -> Diagnostic:
+    message = (
+        f'Cannot import "{specifier[:200]}": a function is one file; bundle its libraries into it before deploying'
+    )
+    offsets = (source.text.find(quote + specifier + quote) for quote in "\"'")
+    return source.diagnostic_at(message, min((offset for offset in offsets if offset >= 0), default=0))

@@ -170,3 +170,21 @@ async def test_a_megabyte_compiles() -> None:
     built = await compiled("export default () => [" + "'éa',\n" * 150_000 + "]")
     assert built.source_map is not None
     assert len(built.code) > 1_000_000
+
+
+@pytest.mark.parametrize("line", ["export {default ", "export {", "import {", 'import "'])
+async def test_text_full_of_half_statements_costs_no_more_than_its_length(line: str) -> None:
+    """Searched with backtracking, the first of these took two minutes of the event loop."""
+    started = time.monotonic()
+    built = await compiled("export default `\n" + f"{line}\n" * 4_000 + "`")
+    assert len(built.code) > 4_000 * len(line)
+    assert time.monotonic() - started < 20
+
+
+async def test_a_source_of_nothing_but_imports_is_told_of_the_first_ones() -> None:
+    source = "".join(f'import "a{number}"\n' for number in range(20_000)) + "export default 1"
+    started = time.monotonic()
+    found = await diagnostics(source)
+    assert [(problem.line, problem.column) for problem in found] == [(line, 8) for line in range(1, 21)]
+    assert found[19].message.startswith('Cannot import "a19"')
+    assert time.monotonic() - started < 20

@@ -26,11 +26,11 @@ async def test_postgres_decodes_logically_and_knows_utf8(postgres_url: str) -> N
     assert row[2].startswith("PostgreSQL 18")
 
 
-async def test_a_project_role_needs_no_password_from_us(postgres_url: str) -> None:
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
+def test_a_project_role_needs_no_password_from_us(fresh_database: str) -> None:
+    with psycopg.connect(fresh_database, autocommit=True) as connection:
         connection.execute("CREATE ROLE proj_peer LOGIN")
         try:
-            with psycopg.connect(postgres_url.replace("postgres@", "proj_peer@")) as tenant:
+            with psycopg.connect(fresh_database.replace("postgres@", "proj_peer@")) as tenant:
                 assert tenant.execute("SELECT current_user").fetchone() == ("proj_peer",)
         finally:
             connection.execute("DROP ROLE proj_peer")

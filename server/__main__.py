@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -58,6 +59,7 @@ COMMANDS: Final[Mapping[str, Callable[[Settings], int]]] = {
 
 
 def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback, until it has to be orderly
     parser = argparse.ArgumentParser(
         prog="python -m server", description="Serverless functions and triggers. Configured by ATLAS_* variables."
     )

@@ -1,4 +1,4 @@
-"""One API process: everything wired, served on a unix socket until SIGTERM.
+"""One API process: everything wired, served on a unix socket until SIGTERM or SIGINT.
 
     Boundary ─▶ services ─▶ Invoker · Deployer · Projects ─▶ engines, host API, Postgres, Valkey, NATS
 
@@ -58,7 +58,7 @@ MAX_MESSAGE_BYTES: Final = 8 * 1024 * 1024
 """Of a gRPC message: the 6 MiB that Envoy lets through, and room for encoding."""
 
 DRAIN_NOTICE_S: Final = 1.6
-"""Between NOT_SERVING and the end of accepting: longer than Envoy's health check interval of 1 s."""
+"""Between NOT_SERVING and the end of accepting, on SIGTERM: longer than Envoy's health check interval of 1 s."""
 
 DRAIN_GRACE_S: Final = 6.0
 """For running invocations after that; what still runs then is cancelled."""
@@ -87,6 +87,8 @@ NONE: Final[Services] = {}
 def run_api(settings: Settings, extra: Services = NONE) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. `extra` services are served beside ours, unguarded.
 
+    SIGTERM first lets the proxy in front notice; SIGINT is for when that is gone, as in `up`.
+
     SettingsError names every variable an API process needs and lacks.
     """
     missing = [variable(name) for name in NEEDED if not getattr(settings, name)]
@@ -96,10 +98,15 @@ def run_api(settings: Settings, extra: Services = NONE) -> None:
 
 
 async def _run(settings: Settings, extra: Services) -> None:
-    stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    stopping: asyncio.Future[signal.Signals] = loop.create_future()
+
+    def asked(number: signal.Signals) -> None:
+        if not stopping.done():
+            stopping.set_result(number)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, asked, number)
     async with AsyncExitStack() as stack:
         parts = await _start(settings, stack)
         await _serve(settings, parts, extra, stopping)
@@ -217,7 +224,7 @@ async def _probe_sandbox(engine: Engine, hosts: HostApi, settings: Settings) -> 
     return probe
 
 
-async def _serve(settings: Settings, parts: Parts, extra: Services, stopping: asyncio.Event) -> None:
+async def _serve(settings: Settings, parts: Parts, extra: Services, stopping: asyncio.Future[signal.Signals]) -> None:
     gate = Gate(parts.keyring, settings.admin_key)
     server = grpc.aio.server(
         options=[
@@ -253,10 +260,11 @@ async def _serve(settings: Settings, parts: Parts, extra: Services, stopping: as
     gc.freeze()  # what lives now lives for ever; looking through it again took 50 ms at a time
     log.info("api.ready", f"Serving on {socket}", socket=str(socket))
     try:
-        await stopping.wait()
+        number = await stopping
         log.info("api.draining", "Finishing what runs, taking nothing new")
         await standard_health.enter_graceful_shutdown()
-        await asyncio.sleep(DRAIN_NOTICE_S)
+        if number is signal.SIGTERM:
+            await asyncio.sleep(DRAIN_NOTICE_S)
     finally:
         await server.stop(DRAIN_GRACE_S)
         await asyncio.to_thread(socket.unlink, missing_ok=True)

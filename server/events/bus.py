@@ -24,7 +24,7 @@ class EventBus:
             connect_timeout=CONNECT_TIMEOUT_S,
             max_reconnect_attempts=-1,
             error_cb=_on_error,
-            disconnected_cb=_on_lost,
+            disconnected_cb=self._on_lost,
             reconnected_cb=_on_back,
         )
 
@@ -35,17 +35,17 @@ class EventBus:
         await self._client.jetstream().account_info()
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.close()
-            self._client = None
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def _on_lost(self) -> None:
+        if self._client is not None:  # else it is we who closed it
+            log.warning("bus.lost", "The connection to NATS is lost; reconnecting")
 
 
 async def _on_error(error: Exception) -> None:
     log.warning("bus.error", f"NATS: {error!r}")
-
-
-async def _on_lost() -> None:
-    log.warning("bus.lost", "The connection to NATS is lost; reconnecting")
 
 
 async def _on_back() -> None:

@@ -40,7 +40,8 @@ def part(name: str, settings: Settings, log: Path, front: Account | None) -> Par
         probe=lambda: accepts(path),
         after=admit,
         ready_s=60.0,
-        stop_s=6.0,  # Envoy is gone by then, and the clients with it
+        stop_signal=signal.SIGINT,  # Envoy is gone by then, and the clients with it
+        stop_s=6.0,
         death_signal=signal.SIGKILL,
     )
 

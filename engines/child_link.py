@@ -162,6 +162,8 @@ class ChildLink(asyncio.Protocol):
         self.run = None
         if self.cpu_ms > _HARD_CPU_MS:
             self.child.worn = "cpu"
+        elif result.outcome is Outcome.MEMORY_LIMIT:  # its memory stays large and in pieces, and hides the next peak
+            self.child.worn = "memory"
         run.end(result)
         self._owner.released(self)
         return None

@@ -22,6 +22,10 @@ class MemoryLimit:
         most_bytes = blank_bytes + limit_bytes + HEADROOM_BYTES
         setrlimit(RLIMIT_AS, (most_bytes, most_bytes))
 
+    def is_full(self, heap_bytes: int) -> bool:
+        """Whether a heap of so many bytes is near the limit."""
+        return heap_bytes >= _FULL * self.limit_bytes
+
     def was_full(self, faults_before: int) -> bool:
         """Whether the heap came near the limit: resident memory once did, and memory was taken since `page_faults`."""
         return _peak_rss_bytes() >= self._full_rss_bytes and page_faults() - faults_before >= _GROWTH_FAULTS

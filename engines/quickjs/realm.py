@@ -139,9 +139,14 @@ class Realm:
         """Bytes of the heap. Counting walks the heap, so a recent count may be given again."""
         start_ns = perf_counter_ns()
         if start_ns >= self._next_sample_ns:
-            self._memory_bytes = self._context.memory()["malloc_size"]
+            self.count_memory()
             end_ns = perf_counter_ns()
             self._next_sample_ns = end_ns + _SAMPLE_AT_MOST * (end_ns - start_ns)
+        return self._memory_bytes
+
+    def count_memory(self) -> int:
+        """Bytes of the heap, walked now."""
+        self._memory_bytes = self._context.memory()["malloc_size"]
         return self._memory_bytes
 
     def _parse(self, text: str) -> object:

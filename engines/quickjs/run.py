@@ -92,13 +92,15 @@ class Run:
             if realm.drain():
                 status = realm.report()
             if status[0] != "P":
-                return self._checked(status)
+                return self._checked(status, realm)
             if status[2] == "d":
                 realm.settle(digests.answers(realm.take("Digests")))
             elif status[1] == "c":
                 self._send_calls(realm)
             elif status[3] == "w" or len(status) > 4:
                 self._wait(realm, float(status[4:]) if len(status) > 4 else None)
+            elif self._was_full(realm):  # the engine drops a job that it has no memory to queue
+                raise Exhausted
             else:
                 raise self._never_settles()
             status = realm.report()
@@ -132,9 +134,12 @@ class Run:
                 realm.settle([f"[{call[0]},0,{_TOO_LARGE}]"])
         return None
 
-    def _checked(self, status: str) -> str:
+    def _was_full(self, realm: Realm) -> bool:
+        return self._memory.was_full(self._faults) or self._memory.is_full(realm.count_memory())
+
+    def _checked(self, status: str, realm: Realm) -> str:
         kind, rest = status[0], status[2:]
-        if kind == "N" and self._memory.was_full(self._faults):
+        if kind == "N" and self._was_full(realm):
             raise Exhausted
         if kind in ("E", "N"):
             raise Failure("exception", rest)

@@ -83,6 +83,38 @@ def test_allocation_ends_at_the_memory_limit(child: Child, source: str) -> None:
     assert child.invoke("1 + 1").value == 2
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "const spin = async () => { await null; return spin() }; export default () => spin()",
+        "let p = Promise.resolve(); export default () => { for (;;) p = p.then(() => 1) }",
+        "const a = []; const spin = () => Promise.resolve().then(() => (a.push([a]), spin())); export default spin",
+        "const a = []; export default () => new Promise(() => { setInterval(() => { while (a.push({})); }, 0) })",
+    ],
+)
+@pytest.mark.parametrize("memory_mib", [16, 23])
+def test_a_heap_full_of_promises_is_a_memory_limit(child: Child, code: str, memory_mib: int) -> None:
+    assert child.bind(code, memory_mib=memory_mib).outcome == "ok"
+    assert child.invoke().outcome == "memory_limit"
+
+
+@pytest.mark.parametrize("memory_mib", [14, 15, 16, 23])
+def test_a_chain_that_lets_go_of_its_links_when_memory_is_out_ends_at_either_limit(
+    child: Child, memory_mib: int
+) -> None:
+    """Where exactly the engine runs out decides whether the chain breaks or only what it has leaked."""
+    code = "const spin = () => Promise.resolve().then(spin); export default () => spin()"
+    assert child.bind(code, memory_mib=memory_mib).outcome == "ok"
+    assert child.invoke(cpu_ms=1_000).outcome in ("memory_limit", "cpu_limit")
+
+
+def test_a_heap_half_full_is_no_memory_limit(child: Child) -> None:
+    assert child.bind(EVAL, memory_mib=16).outcome == "ok"
+    half = "const a = []; for (let i = 0; i < 8; i++) a.push(new Uint8Array(1 << 20).fill(1)); "
+    assert child.invoke(half + "new Promise(() => a)").outcome == "never_settles"
+    assert child.invoke(half + "throw null").error["message"] == "Thrown value: null"
+
+
 def test_null_thrown_after_a_full_heap_is_still_null(child: Child) -> None:
     assert child.bind(EVAL, memory_mib=16).outcome == "ok"
     for _ in range(2):

@@ -33,6 +33,14 @@ async def test_fresh_isolation_starts_from_nothing_each_time(engine: QuickJS) ->
     assert [json.loads((await run(engine, counter)).value) for _ in range(3)] == [1, 1, 1]
 
 
+async def test_a_child_that_ran_out_of_memory_is_not_used_again(engine: QuickJS) -> None:
+    leak = program("const a = []; for (;;) a.push(Promise.resolve().then(() => a))")
+    tight = replace(LIMITS, memory_bytes=16 * 1024 * 1024)
+    for _ in range(3):
+        result = await run(engine, leak, limits=tight)
+        assert (result.outcome, result.metrics.boot_ms > 0) == (Outcome.MEMORY_LIMIT, True)
+
+
 async def test_context_input_kinds_and_responses(engine: QuickJS) -> None:
     echo = program(
         "export default (input, ctx) => new Response(input, {status: 201, headers: {'X-Id': ctx.invocation_id}})"

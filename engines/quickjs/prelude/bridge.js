@@ -54,7 +54,7 @@ function end(kind, text) { status = kind; detail = text; }
 function fail(kind, error) {
   if (isOutOfMemory(error)) return end("M", "");
   try { end(error === null && kind === "E" ? "N" : kind, describe(error)); } catch (second) {
-    if (isOutOfMemory(second)) end("M", "");
+    if (second === null || isOutOfMemory(second)) end("M", "");
     else end(kind, '{"name":"Error","message":"(an error that cannot be shown)","stack":""}');
   }
 }

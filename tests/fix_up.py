@@ -15,6 +15,7 @@ import pytest
 from server.stack.bootstrap import read_env
 from server.stack.nats import free_port
 from server.stack.orphans import marked, working_in
+from server.stack.part import LAUNCHER
 
 ROOT = Path(__file__).parents[1]
 READY_S = 60.0
@@ -42,6 +43,12 @@ class Stack:
             "ATLAS_API_PROCESSES": "1",
             **variables,
         }
+
+    @property
+    def launcher(self) -> tuple[str, ...]:
+        """Has the kernel stop the stack when the tests die, killed or not: in a session of its own it would live on."""
+        options = (str(int(signal.SIGTERM)), str(os.getpid()), "-")
+        return (sys.executable, "-I", "-S", str(LAUNCHER), *options)
 
     @property
     def env(self) -> dict[str, str]:
@@ -72,7 +79,7 @@ class Stack:
     def launch(self) -> None:
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "server", "up"],
+                [*self.launcher, sys.executable, "-m", "server", "up"],
                 cwd=ROOT,
                 env=self.variables,
                 stdin=subprocess.DEVNULL,

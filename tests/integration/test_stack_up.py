@@ -8,6 +8,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import pytest
 
 from server.stack import postgres
 from server.stack.binaries import in_wheel
-from tests.fix_up import Stack
+from tests.fix_up import ROOT, Stack
 
 MakeStack = Callable[..., Stack]
 PARTS = ("postgres", "nats-server", "valkey-server", "envoy", "api-0")
@@ -96,6 +97,9 @@ def test_ctrl_c_stops_all_of_it_within_ten_seconds_and_the_state_is_kept(make_st
     assert time.monotonic() - began_s < 10
     assert not stack.leftovers()
     assert not stack.sockets()
+    told = [json.loads(line) for line in (stack.run / "log" / "api-0.log").read_text().splitlines()]
+    assert [line for line in told if line["level"] != "info"] == []
+    assert told[-1]["action"] == "api.draining"
 
     stack.start()
     assert stack.env == first
@@ -172,6 +176,26 @@ def test_ctrl_c_while_it_starts(make_stack: MakeStack) -> None:
     assert stack.stop() == 0
     assert "Ready in" not in stack.said
     assert not stack.leftovers()
+
+
+def test_no_stack_outlives_killed_tests(make_stack: MakeStack) -> None:
+    stack = make_stack()
+    program = f"""
+import time
+from pathlib import Path
+from tests.fix_up import ROOT, Stack
+stack = Stack(Path({str(stack.home)!r}), {{}})
+stack.launch()
+stack.until(lambda: "nats" in stack.said, 20, "it does not start")
+print("started", flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT) as tests:
+        assert tests.stdout
+        assert tests.stdout.readline() == b"started\n"
+        assert stack.leftovers()
+        tests.kill()
+    stack.wait_gone()
 
 
 def test_migrate(make_stack: MakeStack, fresh_database: str) -> None:

@@ -5,6 +5,7 @@ user's own (errors, logs) is cut to size; everything else that breaks a rule rai
 """
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Final, Literal, NoReturn, cast, get_args
 
@@ -12,12 +13,19 @@ import orjson
 
 from engines.contract import Invocation, Limits, LogLine, Outcome, Program, Response, ScriptError
 from engines.frames import LENGTH, MAX_CALLS_IN_FLIGHT, Frame, FrameError, Type, encode
+from engines.json_text import LARGE_BYTES
 
 NAME_CHARS: Final = 100
 MESSAGE_CHARS: Final = 8 * 1024
 STACK_CHARS: Final = 16 * 1024
+MAX_LOG_LINES: Final = 4 * 1024
+"""Of one run: 64 KiB, of which the child counts 16 bytes for every line."""
 
 TOO_DEEP: Final = ScriptError(name="RangeError", message="The result is nested more than 1024 levels deep")
+NO_JSON: Final = ScriptError(
+    name="RangeError", message="The result is no JSON, or nested more than about 1000 levels deep"
+)
+"""Of a large value. Which of the two is not worth the time: a forged one reaches nobody but callers of its forger."""
 
 CHILD_OUTCOMES: Final = frozenset(
     {
@@ -137,6 +145,7 @@ def _parse(frame: Frame) -> Event:
 
 
 def _returned(payload: bytes) -> Returned | Failed:
+    """A value above LARGE_BYTES is left to the supervisor: judging it takes too long here, see engines.json_text."""
     if len(payload) < LENGTH.size:
         raise FrameError("RESULT without a length")
     (length,) = LENGTH.unpack_from(payload)
@@ -146,6 +155,8 @@ def _returned(payload: bytes) -> Returned | Failed:
     told = _object(_json(payload[LENGTH.size : start]))
     meta, body = _meta(told), payload[start:]
     kind = told.get("kind")
+    if kind == "json" and len(body) > LARGE_BYTES:
+        return Returned(meta, body, None)
     if kind == "json":
         try:
             _json(body)
@@ -168,18 +179,13 @@ def _response(told: dict[str, object], body: bytes) -> Response:
 
 def _header(pair: object) -> tuple[str, str]:
     match pair:
-        case [str(name), str(value)] if _is_token(name) and not any(
-            (c < " " and c != "\t") or c == "\x7f" for c in value
-        ):
+        case [str(name), str(value)] if _TOKEN.fullmatch(name) and not _CONTROL.search(value):
             return name, value
     raise FrameError("a malformed header")
 
 
-_TOKEN: Final = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
-
-
-def _is_token(name: str) -> bool:
-    return 0 < len(name) <= 256 and _TOKEN.issuperset(name)
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]{1,256}")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 def _failed(told: dict[str, object]) -> Failed:
@@ -226,8 +232,8 @@ _NO_LOGS: Final[tuple[LogLine, ...]] = ()
 
 def _meta(told: dict[str, object]) -> Meta:
     lines = told.get("logs")
-    if not isinstance(lines, list):
-        raise FrameError("logs that are no array")
+    if not isinstance(lines, list) or len(lines) > MAX_LOG_LINES:
+        raise FrameError("logs that are no array, or too many")
     return Meta(
         _number(told, "wall_us"),
         _number(told, "cpu_us"),

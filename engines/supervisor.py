@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 from collections.abc import Coroutine, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,9 @@ from engines.child_link import ChildLink, now_ms
 from engines.children import BUSY, Action, Bind, Child, Key, Kill, Reject, Spawn, Start, State
 from engines.contract import Host, Invocation, Limits, Outcome, Program, Result, ScriptError
 from engines.frames import MAX_PAYLOAD_BYTES
+from engines.json_text import LARGE_BYTES, is_json
 from engines.keeper import Keeper, Launch
+from engines.messages import NO_JSON
 from engines.pool import Pool
 from engines.queue import PATIENCE_MS
 from engines.run import Run
@@ -154,10 +157,13 @@ class Supervisor:
             return run.stopped(Outcome.CRASHED, now, error=error)
         self._submit(run, now)
         try:
-            return await run.future
+            result = await run.future
         except asyncio.CancelledError:
             await self._abandon(run)
             raise
+        if len(result.value) > LARGE_BYTES and not await is_json(result.value):
+            return replace(result, outcome=Outcome.EXCEPTION, value=b"null", error=NO_JSON)
+        return result
 
     def _submit(self, run: Run, now: float) -> None:
         self._do(self._pool.submit(run, now))

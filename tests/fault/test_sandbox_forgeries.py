@@ -11,6 +11,7 @@ from engines import supervisor
 from engines.contract import Outcome, Result
 from engines.frames import LENGTH, MAX_CALLS_IN_FLIGHT, MAX_PAYLOAD_BYTES, Type, encode
 from engines.keeper import JailLeaks
+from engines.messages import NO_JSON
 from engines.quickjs.engine import QuickJS
 from tests.fix_fake_child import FakeZygote, Script, Wire, calls, engine_of, error, header, result
 from tests.fix_sandbox import LIMITS, MIB, Scripted, Silence, children_of, program, run, until
@@ -57,6 +58,7 @@ FORGERIES: dict[str, Forge] = {
     "time is true": lambda inv: result(inv, wall_us=True),
     "time is huge": lambda inv: result(inv, wall_us=2**60),
     "no logs": lambda inv: result(inv, logs=None),
+    "too many log lines": lambda inv: result(inv, logs=[["log", "", 1]] * 4_097),
     "log level": lambda inv: result(inv, logs=[["fatal", "x", 1]]),
     "log line": lambda inv: result(inv, logs=[["info", 1, 1]]),
     "status 99": response(status=99),
@@ -92,6 +94,22 @@ async def test_a_forged_frame_is_the_last(forge: Forge, caplog: pytest.LogCaptur
         assert again.error is not None
         assert again.error.name == "Quarantined"
         assert (await run(engine, program("", project="neighbour"))).outcome is Outcome.OK
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"[" + b"1," * 100_000 + b"]",
+        b'"' + b"x" * 100_000 + b'\xff"',
+        b"1\0" + b" " * 100_000,
+        b"[" * 50_000 + b"]" * 50_000,
+    ],
+    ids=["no JSON", "not UTF-8", "ends early", "too deep"],
+)
+async def test_a_forged_large_value_reaches_nobody(value: bytes) -> None:
+    async with engine_of(answering(lambda inv: result(inv, value))) as (engine, _):
+        ended = await run(engine, "")
+        assert (ended.outcome, ended.value, ended.error) == (Outcome.EXCEPTION, b"null", NO_JSON)
 
 
 async def test_a_second_result_ends_the_child_and_not_the_first_result() -> None:

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from server.errors import AtlasError, Internal
+from server.errors import AtlasError, Internal, InvalidArgument
 from server.log import logger
 from server.rpc.access import METHODS, Access, Gate
 from server.rpc.status import DETAILS_KEY, status_of
@@ -69,8 +70,9 @@ class Boundary:
         inner = handler.unary_unary
         gate = self._gate
 
-        async def call(request: Any, context: Context) -> Any:
+        async def call(raw: bytes, context: Context) -> Any:
             try:
+                request = _decoded(handler.request_deserializer, raw)
                 sent = _headers_of(context)
                 _headers.set(sent)
                 await gate.admit(access, sent, project_ids_of(request, sent) if names_project else ())
@@ -84,7 +86,17 @@ class Boundary:
                 log.exception("rpc.fault", f"{method} failed with a fault of ours", method=method, reference=reference)
                 await _abort(context, _fault(reference))
 
-        return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
+
+
+def _decoded(deserialize: Callable[[bytes], Any], raw: bytes) -> Any:
+    """Here and not by gRPC, which would send the exception of a malformed message to the caller as it is."""
+    try:
+        return deserialize(raw)
+    except DecodeError:
+        raise InvalidArgument(
+            "request", f"The request's {len(raw)} bytes are no message of this method; see its .proto"
+        ) from None
 
 
 def _fault(reference: str) -> AtlasError:

@@ -5,13 +5,15 @@ Envoy's transcoder hands the body over as google.api.HttpBody and everything els
 calls InvokeHttp has none of these; then the method is POST and the path is the message's `rest`.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Final
 from urllib.parse import parse_qsl, unquote
 
 import orjson
 
 from engines.contract import Metrics, Response
+from engines.json_text import LARGE_BYTES, is_json
 from server.errors import FunctionFailed, InvalidArgument
 from server.functions.invoke import Body, Request
 
@@ -19,6 +21,9 @@ STATUS_HEADER: Final = "x-atlas-status"
 """Initial metadata with the HTTP status a function chose; Envoy's Lua filter applies and removes it."""
 
 INVOKE_PREFIX: Final = "/functions/v1/invoke/"
+MAX_RESPONSE_HEADERS: Final = 64
+"""Envoy refuses an answer with more than 100, ours and gRPC's among them."""
+
 MAX_RESPONSE_HEADERS_BYTES: Final = 32 * 1024
 
 _OURS: Final = ("x-envoy-", "x-atlas-", "grpc-", ":")
@@ -59,7 +64,7 @@ def shown(headers: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def body_of(content_type: str, data: bytes) -> Body:
+async def body_of(content_type: str, data: bytes) -> Body:
     """The function's input: JSON when it says so or says nothing, text for text types, else bytes.
 
     An empty body is null. A form that is really a JSON object or array is JSON: `curl -d '{…}'` without a header says
@@ -70,9 +75,9 @@ def body_of(content_type: str, data: bytes) -> Body:
     media_type, _, _ = content_type.lower().partition(";")
     media_type = media_type.strip()
     if media_type in ("", "application/json") or media_type.endswith("+json"):
-        _require_json(data)
+        await _require_json(data)
         return Body(kind="json", data=data)
-    if media_type == FORM and data[:1] in (b"{", b"[") and _is_json(data):
+    if media_type == FORM and data[:1] in (b"{", b"[") and await _is_json(data):
         return Body(kind="json", data=data)
     if media_type.startswith("text/") or media_type in _TEXT_TYPES or media_type.endswith("+xml"):
         try:
@@ -85,7 +90,11 @@ def body_of(content_type: str, data: bytes) -> Body:
     return Body(kind="bytes", data=data)
 
 
-def _require_json(data: bytes) -> None:
+async def _require_json(data: bytes) -> None:
+    if len(data) > LARGE_BYTES:
+        if not await is_json(data):
+            raise InvalidArgument("body", f"The request body of {len(data)} bytes is not valid JSON")
+        return
     try:
         orjson.loads(data)
     except orjson.JSONDecodeError as why:
@@ -94,10 +103,10 @@ def _require_json(data: bytes) -> None:
         ) from None
 
 
-def _is_json(data: bytes) -> bool:
+async def _is_json(data: bytes) -> bool:
     try:
-        orjson.loads(data)
-    except orjson.JSONDecodeError:
+        await _require_json(data)
+    except InvalidArgument:
         return False
     return True
 
@@ -118,11 +127,11 @@ def response_metadata(response: Response) -> tuple[str, tuple[tuple[str, str], .
     """The content type, and the initial metadata that carries status and headers to Envoy.
 
     Headers that belong to the connection or to us are dropped, as every edge does. FunctionFailed for a header that
-    HTTP cannot carry, or when all of them are over 32 KiB.
+    HTTP cannot carry, or when all of them are over 32 KiB or more than 64.
     """
+    _require_moderate(response.headers)
     content_type = ""
     metadata = [(STATUS_HEADER, str(response.status))]
-    size = 0
     for name, value in response.headers:
         if name == "content-type":
             content_type = value
@@ -130,24 +139,28 @@ def response_metadata(response: Response) -> tuple[str, tuple[tuple[str, str], .
             continue
         else:
             metadata.append((name, value))
-        size += len(name) + len(value)
-        if not _is_sendable(name, value):
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
             raise FunctionFailed(
                 f'The function returned a Response whose header "{name[:60]}" has characters outside printable ASCII',
                 reason="RESPONSE_HEADER_INVALID",
                 metadata={"header": name[:60]},
             )
-    if size > MAX_RESPONSE_HEADERS_BYTES:
-        raise FunctionFailed(
-            f"The function returned a Response with {size} bytes of headers, allowed are {MAX_RESPONSE_HEADERS_BYTES}",
-            reason="RESPONSE_HEADERS_TOO_LARGE",
-            metadata={"used": str(size), "allowed": str(MAX_RESPONSE_HEADERS_BYTES)},
-        )
     return content_type, tuple(metadata)
 
 
-def _is_sendable(name: str, value: str) -> bool:
-    token = (
-        name.isascii() and name.replace("-", "").replace("_", "").replace(".", "").isalnum() and name == name.lower()
+def _require_moderate(headers: Sequence[tuple[str, str]]) -> None:
+    size = sum(len(name) + len(value) for name, value in headers)
+    if len(headers) <= MAX_RESPONSE_HEADERS and size <= MAX_RESPONSE_HEADERS_BYTES:
+        return
+    used, allowed, of = size, MAX_RESPONSE_HEADERS_BYTES, "bytes of headers"
+    if len(headers) > MAX_RESPONSE_HEADERS:
+        used, allowed, of = len(headers), MAX_RESPONSE_HEADERS, "headers"
+    raise FunctionFailed(
+        f"The function returned a Response with {used} {of}, allowed are {allowed}",
+        reason="RESPONSE_HEADERS_TOO_LARGE",
+        metadata={"used": str(used), "allowed": str(allowed)},
     )
-    return token and all(" " <= char <= "~" for char in value)
+
+
+_NAME: Final = re.compile(r"[a-z0-9._-]+")
+_VALUE: Final = re.compile(r"[ -~]*")

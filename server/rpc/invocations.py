@@ -32,7 +32,7 @@ class InvocationService(invocation_service_pb2_grpc.InvocationServiceServicer):
     async def InvokeHttp(self, request: pb.InvokeHttpRequest, context: Context) -> httpbody_pb2.HttpBody:
         caller = principal()
         content_type = request.body.content_type
-        body = body_of(content_type, request.body.data)
+        body = await body_of(content_type, request.body.data)
         seen = request_of(headers(), request.rest, content_type)
         result = await self._invoker.invoke(caller.project_id, caller.tier, request.slug, body, seen)
         if result.response is not None:

@@ -1,5 +1,6 @@
 """Well-known protobuf types: Value to JSON text and back, for gRPC clients (REST never comes here), and Timestamp."""
 
+import json
 import math
 from datetime import datetime
 from typing import Any, Final
@@ -14,14 +15,30 @@ MAX_DEPTH: Final = 30
 """Levels of nesting in an answer. Protobuf parsers refuse messages nested over 100 deep; a level takes three."""
 
 
+MAX_VALUES: Final = 50_000
+"""In one message: each costs a microsecond of the event loop, here and nowhere else."""
+
+
 def to_json(value: struct_pb2.Value, *, field: str) -> bytes:
-    """JSON text of a Value; unset is null. InvalidArgument for numbers that JSON does not have."""
-    return orjson.dumps(_plain(value, field))
+    """JSON text of a Value; unset is null.
+
+    InvalidArgument for numbers that JSON does not have, and for more than MAX_VALUES values.
+    """
+    return orjson.dumps(_Plain(field).of(value))
 
 
 def fill_from_json(value: struct_pb2.Value, text: bytes) -> None:
-    """Make it the Value of JSON text. FunctionFailed when that is nested deeper than a protobuf client can read."""
-    _fill(value, orjson.loads(text), 0)
+    """Make it the Value of JSON text. Lone surrogates, which protobuf cannot hold, become question marks.
+
+    FunctionFailed when that is nested deeper than a protobuf client can read, or has more than MAX_VALUES values.
+    """
+    if len(text) > MAX_VALUES and sum(map(text.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise FunctionFailed(
+            f"The function's result has more than {MAX_VALUES} values; invoke it over REST to read it",
+            reason="RESULT_TOO_MANY_VALUES",
+            metadata={"allowed": str(MAX_VALUES)},
+        )
+    _fill(value, _loaded(text), 0)
 
 
 def timestamp(moment: datetime) -> Timestamp:
@@ -30,34 +47,57 @@ def timestamp(moment: datetime) -> Timestamp:
     return stamp
 
 
-def _plain(value: struct_pb2.Value, field: str) -> Any:
-    match value.WhichOneof("kind"):
-        case "number_value":
-            number = value.number_value
-            if number.is_integer() and abs(number) < 2**53:
-                return int(number)
-            if not math.isfinite(number):
-                raise InvalidArgument(field, f"{field} holds the number {number}, which JSON does not have")
-            return number
-        case "string_value":
-            return value.string_value
-        case "bool_value":
-            return value.bool_value
-        case "struct_value":
-            return {name: _plain(item, field) for name, item in value.struct_value.fields.items()}
-        case "list_value":
-            return [_plain(item, field) for item in value.list_value.values]
-        case _:
-            return None
+class _Plain:
+    """Python objects of one message's Values, counted."""
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+        self._left = MAX_VALUES
+
+    def of(self, value: struct_pb2.Value) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise InvalidArgument(
+                self._field,
+                f"{self._field} has more than {MAX_VALUES} values; send it as JSON over REST",
+                allowed=str(MAX_VALUES),
+            )
+        match value.WhichOneof("kind"):
+            case "number_value":
+                return self._number(value.number_value)
+            case "string_value":
+                return value.string_value
+            case "bool_value":
+                return value.bool_value
+            case "struct_value":
+                return {name: self.of(item) for name, item in value.struct_value.fields.items()}
+            case "list_value":
+                return [self.of(item) for item in value.list_value.values]
+            case _:
+                return None
+
+    def _number(self, number: float) -> float:
+        if number.is_integer() and abs(number) < 2**53:
+            return int(number)
+        if not math.isfinite(number):
+            raise InvalidArgument(self._field, f"{self._field} holds the number {number}, which JSON does not have")
+        return number
+
+
+def _loaded(text: bytes) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:  # deep, or with escaped lone surrogates, which JSON may hold
+        pass
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise _too_deep() from None
 
 
 def _fill(target: struct_pb2.Value, value: Any, depth: int) -> None:
     if depth > MAX_DEPTH:
-        raise FunctionFailed(
-            f"The function's result is nested deeper than {MAX_DEPTH} levels; invoke it over REST to read it",
-            reason="RESULT_TOO_DEEP",
-            metadata={"allowed": str(MAX_DEPTH)},
-        )
+        raise _too_deep()
     if value is None:
         target.null_value = struct_pb2.NULL_VALUE
     elif value is True or value is False:
@@ -65,14 +105,26 @@ def _fill(target: struct_pb2.Value, value: Any, depth: int) -> None:
     elif isinstance(value, int | float):
         target.number_value = value
     elif isinstance(value, str):
-        target.string_value = value
+        target.string_value = _well_formed(value)
     elif isinstance(value, dict):
         fields = target.struct_value.fields
         target.struct_value.SetInParent()
         for name, item in value.items():
-            _fill(fields[name], item, depth + 1)
+            _fill(fields[_well_formed(name)], item, depth + 1)
     else:
         values = target.list_value.values
         target.list_value.SetInParent()
         for item in value:
             _fill(values.add(), item, depth + 1)
+
+
+def _well_formed(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _too_deep() -> FunctionFailed:
+    return FunctionFailed(
+        f"The function's result is nested deeper than {MAX_DEPTH} levels; invoke it over REST to read it",
+        reason="RESULT_TOO_DEEP",
+        metadata={"allowed": str(MAX_DEPTH)},
+    )

@@ -62,21 +62,25 @@ def test_a_native_grpc_caller_has_post_and_the_messages_path() -> None:
         ("application/octet-stream", b"\xff\x00", "bytes", b"\xff\x00"),
     ],
 )
-def test_the_body_is_what_its_content_type_says(content_type: str, data: bytes, kind: BodyKind, text: bytes) -> None:
-    body = body_of(content_type, data)
+async def test_the_body_is_what_its_content_type_says(
+    content_type: str, data: bytes, kind: BodyKind, text: bytes
+) -> None:
+    body = await body_of(content_type, data)
     assert (body.kind, body.data) == (kind, text)
 
 
-@pytest.mark.parametrize("data", [b"{", b'{"a": NaN}', b"\xff", b'{"a":1}x', b"[" * 100_000])
-def test_bad_json_is_the_callers_error_and_says_where(data: bytes) -> None:
+@pytest.mark.parametrize(
+    "data", [b"{", b'{"a": NaN}', b"\xff", b'{"a":1}x', b"[" * 100_000, b"[" + b"1," * 100_000 + b"]"]
+)
+async def test_bad_json_is_the_callers_error_and_says_where(data: bytes) -> None:
     with pytest.raises(InvalidArgument, match="not valid JSON") as caught:
-        body_of("application/json", data)
+        await body_of("application/json", data)
     assert caught.value.field == "body"
 
 
-def test_text_that_is_not_utf8_is_the_callers_error() -> None:
+async def test_text_that_is_not_utf8_is_the_callers_error() -> None:
     with pytest.raises(InvalidArgument, match="byte 1"):
-        body_of("text/plain", b"a\xff")
+        await body_of("text/plain", b"a\xff")
 
 
 def test_the_answer_keeps_the_functions_json_byte_for_byte() -> None:
@@ -111,4 +115,10 @@ def test_a_header_http_cannot_carry_is_the_functions_error(header: tuple[str, st
 def test_headers_have_a_total_size() -> None:
     headers = tuple((f"x-{n}", "v" * 1000) for n in range(40))
     with pytest.raises(FunctionFailed, match="allowed are 32768"):
+        response_metadata(Response(status=200, headers=headers, body=b""))
+
+
+def test_headers_have_a_number_that_envoy_carries() -> None:
+    headers = tuple((f"x-{n}", "v") for n in range(65))
+    with pytest.raises(FunctionFailed, match="65 headers, allowed are 64"):
         response_metadata(Response(status=200, headers=headers, body=b""))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import FunctionFailed, InvalidArgument
-from server.rpc.values import MAX_DEPTH, fill_from_json, to_json
+from server.rpc.values import MAX_DEPTH, MAX_VALUES, fill_from_json, to_json
 
 LEAVES = (
     st.none()
@@ -59,3 +59,26 @@ def test_a_deep_answer_is_refused_before_a_client_chokes_on_it() -> None:
     assert struct_pb2.Value.FromString(raw) == from_json(shallow)
     with pytest.raises(FunctionFailed, match="over REST"):
         from_json(b'{"a":' + shallow + b"}")
+
+
+@pytest.mark.parametrize("depth", [1_000, 2_000, 100_000])
+def test_a_very_deep_answer_is_refused_alike(depth: int) -> None:
+    with pytest.raises(FunctionFailed, match="over REST"):
+        from_json(b"[" * depth + b"]" * depth)
+
+
+def test_lone_surrogates_are_replaced_because_protobuf_cannot_hold_them() -> None:
+    value = from_json(b'{"\\ud800": ["a\\udc00", "\\ud83d\\ude00"]}')
+    assert json_format.MessageToDict(value) == {"?": ["a?", "\U0001f600"]}
+
+
+def test_messages_hold_only_as_many_values_as_the_event_loop_bears() -> None:
+    many = b"[" + b"[]," * MAX_VALUES + b"1]"
+    with pytest.raises(FunctionFailed, match="more than 50000 values"):
+        from_json(many)
+    assert from_json(b'"' + b"x" * 1_000_000 + b'"').string_value == "x" * 1_000_000
+    value = struct_pb2.Value()
+    value.list_value.values.extend([struct_pb2.Value(bool_value=True)] * MAX_VALUES)
+    with pytest.raises(InvalidArgument, match="more than 50000 values") as caught:
+        to_json(value, field="input")
+    assert caught.value.field == "input"

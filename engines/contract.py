@@ -171,6 +171,10 @@ class Engine(Protocol):
         """Load the program in a sandbox of its own without calling it: OK, LOAD_FAILED or a limit. For deploys."""
         ...
 
+    def retire(self, project_id: str, function_id: str | None = None) -> None:
+        """What is kept warm of the function, or of the whole project, is of no more use; what runs goes on."""
+        ...
+
     async def close(self) -> None:
         """End every sandbox and wait until the last process is reaped. Running invocations end as CRASHED."""
         ...

@@ -137,9 +137,13 @@ class Pool:
             actions.append(self.kill(oldest, "idle"))
         return actions + self._place(now_ms)
 
-    def retire(self, function_id: str) -> list[Action]:
-        """Idle children of the function end now, busy ones after their run."""
-        mine = [child for child in self.children if child.key is not None and child.key[1] == function_id]
+    def retire(self, project: object, function: object = None) -> list[Action]:
+        """Idle children of the function, or of the whole project, end now; busy ones after their run."""
+        mine = [
+            child
+            for child in self.children
+            if child.key is not None and child.key[0] == project and function in (None, child.key[1])
+        ]
         for child in mine:
             child.worn = child.worn or "retired"
         return [self.kill(child, "retired") for child in mine if child.state is State.IDLE]

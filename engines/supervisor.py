@@ -110,9 +110,8 @@ class Supervisor:
         run = Run(key, program, None, limits, None, now, self._loop.create_future())
         return await self._result(run, now)
 
-    def retire(self, function_id: str) -> None:
-        """The function's warm children are of no more use: a new version is active, or it was deleted."""
-        self._do(self._pool.retire(function_id))
+    def retire(self, project_id: str, function_id: str | None = None) -> None:
+        self._do(self._pool.retire(project_id, function_id))
 
     async def close(self) -> None:
         self._closing = True

@@ -151,7 +151,7 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Parts:
     changes = Changes(settings.database_url)
     artifacts = Artifacts(settings.functions_dir)
     registry = Registry(pool, changes, artifacts)
-    catalog = Catalog(registry, artifacts, changes)
+    catalog = Catalog(registry, artifacts, changes, retire=engine.retire)
     keyring = Keyring(pool, changes)
     projects = Projects(pool, changes, tenants, removals=(keyvalue.clear, artifacts.remove_project))
     stack.push_async_callback(changes.close)

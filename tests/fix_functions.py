@@ -70,6 +70,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.checked: list[tuple[Program, Limits]] = []
+        self.retired: list[tuple[str, str | None]] = []
 
     async def start(self) -> None: ...
 
@@ -82,6 +83,9 @@ class FakeEngine:
             if order.encode() in program.code:
                 return result
         return Result(outcome=Outcome.OK)
+
+    def retire(self, project_id: str, function_id: str | None = None) -> None:
+        self.retired.append((project_id, function_id))
 
     async def close(self) -> None: ...
 
@@ -148,7 +152,7 @@ async def start_node(project_id: str, pool: Pool, changes: Changes, root: Path) 
     artifacts = Artifacts(root)
     registry = Registry(pool, changes, artifacts)
     deployer = Deployer(registry, artifacts, engines=engines, build=compiler, settings=Settings())
-    catalog = Catalog(registry, artifacts, changes)
+    catalog = Catalog(registry, artifacts, changes, retire=engine.retire)
     await changes.start()
     return Node(
         project_id=project_id,

@@ -40,12 +40,18 @@ class Catalog:
         artifacts: Artifacts,
         changes: Changes,
         *,
+        retire: Callable[[str, str | None], None],
         capacity_bytes: int = CAPACITY_BYTES,
         clock: Clock | None = None,
     ) -> None:
-        """Subscribes to `changes`: make it before they start."""
+        """Subscribes to `changes`: make it before they start.
+
+        `retire(project_id, function_id)` is told what was replaced or deleted, with None of a project that changed, so
+        that nothing is kept warm for it. Not told of code that has left the cache: that is not warm for long either.
+        """
         self._registry = registry
         self._artifacts = artifacts
+        self._retire = retire
         self._cache: Cache[tuple[str, str], Resolved] = Cache(
             self._load, trusted=lambda: changes.connected, capacity=capacity_bytes, weigh=_weight, clock=clock
         )
@@ -71,10 +77,12 @@ class Catalog:
 
     def _function_changed(self, key: str) -> None:
         project_id, _, slug = key.partition("/")
-        self._cache.forget((project_id, slug))
+        if (outdated := self._cache.forget((project_id, slug))) is not None:
+            self._retire(project_id, outdated.function.id)
 
     def _project_changed(self, project_id: str) -> None:
         self._cache.forget_where(_belongs_to(project_id))
+        self._retire(project_id, None)
 
     async def _load(self, key: tuple[str, str], kept: Resolved | None) -> Resolved | None:
         project_id, slug = key

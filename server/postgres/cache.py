@@ -69,12 +69,12 @@ class Cache(Generic[K, V]):
             task.add_done_callback(lambda done: self._loaded(key, done))
         return await asyncio.shield(task)
 
-    def forget(self, key: K) -> None:
-        """The next `get` loads; a load that has begun is not kept."""
+    def forget(self, key: K) -> V | None:
+        """The value that was kept. The next `get` loads; a load that has begun is not kept."""
         self._epoch += 1
         self._loading.pop(key, None)
         self._absent_until_s.pop(key, None)
-        self._drop(key)
+        return self._drop(key)
 
     def forget_where(self, stale: Callable[[V], bool]) -> None:
         """Forget every kept value for which `stale(value)` is true."""
@@ -117,6 +117,7 @@ class Cache(Generic[K, V]):
         while self._weight > self._capacity:
             self._drop(next(iter(self._kept)))
 
-    def _drop(self, key: K) -> None:
+    def _drop(self, key: K) -> V | None:
         if (value := self._kept.pop(key, None)) is not None:
             self._weight -= self._weigh(value)
+        return value

@@ -71,7 +71,7 @@ async def cold_starts(spares: int) -> list[float]:
             result = await engine.invoke(program(f"cold{i}"), INVOCATION, LIMITS, NoHost())
             times_ms.append((time.perf_counter() - started) * 1000)
             assert result.outcome is Outcome.OK, result
-            engine.retire(f"cold{i}")
+            engine.retire("bench", f"cold{i}")
     return times_ms
 
 

@@ -105,6 +105,26 @@ async def test_code_in_flight_outlives_its_function(node: Node) -> None:
         await node.code()
 
 
+async def test_what_was_replaced_or_deleted_is_retired_everywhere(node: Node, other_node: Node) -> None:
+    function = await node.deploy("export default () => 1")
+    assert await other_node.code()
+    assert other_node.engine.retired == []
+    await node.deploy("export default () => 2")
+    assert other_node.engine.retired == [(node.project_id, function.id)]
+    assert await other_node.code()
+    await node.registry.delete(node.project_id, function.id)
+    assert other_node.engine.retired == [(node.project_id, function.id)] * 2
+
+
+async def test_all_of_a_changed_project_is_retired(node: Node) -> None:
+    await node.deploy()
+    await node.code()
+    async with transaction(node.pool) as conn:
+        await node.changes.announce(conn, "project", node.project_id)
+    await node.changes.fence()
+    assert node.engine.retired[-1] == (node.project_id, None)
+
+
 async def _forget(node: Node) -> None:
     """Announce a change that did not happen, so that memory is no answer."""
     async with transaction(node.pool) as conn:

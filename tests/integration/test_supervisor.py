@@ -171,7 +171,7 @@ async def test_a_new_version_runs_while_the_old_one_still_does(engine: QuickJS) 
     running = asyncio.create_task(run(engine, old, host=Scripted(wait)))
     await until(lambda: "wait_host" in children_of(engine).values())
     assert json.loads((await run(engine, new)).value) == "new"
-    engine.retire("f")
+    engine.retire("p", "f")
     gate.set()
     assert json.loads((await running).value) == "old"
     await until(lambda: "idle" not in children_of(engine).values())

@@ -219,10 +219,18 @@ def test_retiring_a_function_ends_idle_children_now_and_busy_ones_after_their_ru
     subject.loaded(second, PATIENCE_MS)
     subject.released(second, PATIENCE_MS)
     other = idle(subject, ask("p", "g"), PATIENCE_MS)
-    assert say(subject.retire("f")) == "kill 2 retired"
+    assert say(subject.retire("p", "f")) == "kill 2 retired"
     assert busy.state is State.RUNNING
     assert say(subject.released(busy, 9)) == "kill 1 retired"
     assert other.state is State.IDLE
+
+
+def test_retiring_a_project_ends_all_its_children_and_nobody_elses() -> None:
+    subject = pool()
+    for project, function in (("p", "f"), ("p", "g"), ("q", "f")):
+        idle(subject, ask(project, function))
+    assert sorted(say([action]) for action in subject.retire("p")) == ["kill 1 retired", "kill 2 retired"]
+    assert subject.counts()["idle"] == 1
 
 
 def test_a_failed_fork_is_tried_again_later_and_later_while_warm_children_go_on() -> None:

@@ -11,6 +11,11 @@ function envoy_on_request(handle)
   local content_type = handle:headers():get("content-type") or ""
   if content_type:sub(1, 16) == "application/grpc" then
     handle:streamInfo():dynamicMetadata():set("atlas", "grpc", true)
+    return
+  end
+  local timeout = handle:headers():get("grpc-timeout")
+  if timeout ~= nil and (#timeout > 9 or not timeout:match("^%d+[HMSmun]$")) then
+    handle:headers():remove("grpc-timeout")  -- gRPC would call it an internal error
   end
 end
 

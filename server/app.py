@@ -57,6 +57,9 @@ log = logger("api")
 MAX_MESSAGE_BYTES: Final = 8 * 1024 * 1024
 """Of a gRPC message: the 6 MiB that Envoy lets through, and room for encoding."""
 
+MAX_HEADERS_BYTES: Final = 256 * 1024
+"""More than Envoy lets through (60 KiB, of which the path arrives twice), so that it is the one to refuse them."""
+
 DRAIN_NOTICE_S: Final = 1.6
 """Between NOT_SERVING and the end of accepting, on SIGTERM: longer than Envoy's health check interval of 1 s."""
 
@@ -230,6 +233,8 @@ async def _serve(settings: Settings, parts: Parts, extra: Services, stopping: as
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_metadata_size", MAX_HEADERS_BYTES),
+            ("grpc.absolute_max_metadata_size", MAX_HEADERS_BYTES),
         ],
     )
     boundary = Boundary(server, gate)

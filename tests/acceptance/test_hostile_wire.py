@@ -63,3 +63,28 @@ def test_large_json_passes_whole_and_large_nonsense_does_not(rest: Rest) -> None
     answer = rest.request("POST", "/functions/v1/invoke/large", key=rest.anon_key, content=text[:-1], headers=kind)
     assert answer.status_code == 400
     assert "not valid JSON" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"trace-bin": "!!! no base64"},
+        {"grpc-timeout": "soon"},
+        {"grpc-timeout": "123456789S"},
+        {"grpc-encoding": "gzip"},
+        {f"x-{number}": "v" * 1000 for number in range(50)},
+    ],
+    ids=["binary", "misspelt timeout", "long timeout", "encoding", "50 kB"],
+)
+def test_headers_that_mean_something_to_grpc_alone_do_no_harm(rest: Rest, headers: dict[str, str]) -> None:
+    assert rest.deploy("export default (_, ctx) => ctx.request.headers", slug="shown").status_code == 200
+    answer = rest.invoke("shown", headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["result"].get("x-49") == headers.get("x-49")
+
+
+def test_a_page_token_of_nobody_is_named_however_long(rest: Rest) -> None:
+    path = f"/v1/projects/{rest.project_id}/functions"
+    answer = rest.request("GET", path, key=rest.service_key, params={"page_token": "A" * 20_000})
+    assert answer.status_code == 400, answer.text
+    assert "page_token" in answer.json()["error"]["message"]

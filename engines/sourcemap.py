@@ -1,20 +1,30 @@
 """From the code an engine ran back to the source its author wrote: source maps, and stacks put through them.
 
-A map is the usual JSON (version 3) and one key of ours beside it, so that a frame costs one line and not the whole map:
+A map is the usual JSON (version 3) and one key of ours beside it, so that a place costs STRIDE segments and not the
+whole map, nor a whole line of it: code may be one line, and a stack may name as many places as it has room for.
 
-    "starts": [[source, line, column], …]     the running totals of `mappings` where each generated line begins
+    "marks": [[[column, source, line, column, offset], …], …]
+        for each generated line, its start and every STRIDE segments: the running totals, and where in the line's part
+        of `mappings` it goes on from there
 """
 
 import json
 import re
-from collections.abc import Iterator
+from bisect import bisect_right
 from functools import lru_cache
+from itertools import zip_longest
+from operator import itemgetter
 from typing import Any
 
 _DIGITS = {char: value for value, char in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
-_PLACE = re.compile(r"<input>:(\d{1,9})(?::(\d{1,9}))?")
+CODE_FILE = "<input>:"
+_PLACE = re.compile(CODE_FILE + r"(\d{1,9})(?::(\d{1,9}))?")
 _PRELUDE_LINE = 1  # engines/quickjs/prelude: all of ours is on line 1, a program begins on line 2
 _LONGEST_NAME = 200
+
+STRIDE = 16
+MOST_PLACES = 200
+"""Translated in one text; whatever has more was not written by an engine."""
 
 Place = tuple[str, int, int]
 """Source file, line and column, both from 1."""
@@ -28,13 +38,16 @@ def finish_map(raw: bytes, *, shift_lines: int) -> bytes:
     """
     parsed = json.loads(raw)
     mappings = ";" * shift_lines + parsed["mappings"]
-    starts = []
-    reached = [0, 0, 0]
+    marks, reached = [], [0, 0, 0, 0]
     for line in mappings.split(";"):
-        starts.append(reached)
-        for segment in _segments(line, reached):
-            reached = list(segment[1:])
-    kept = {"version": 3, "sources": parsed["sources"], "names": [], "mappings": mappings, "starts": starts}
+        reached[0], offset = 0, 0
+        marks.append([[*reached, offset]])
+        for number, segment in enumerate(line.split(",") if line else (), 1):
+            reached = _after(reached, _vlq(segment))
+            offset += len(segment) + 1
+            if number % STRIDE == 0:
+                marks[-1].append([*reached, offset])
+    kept = {"version": 3, "sources": parsed["sources"], "names": [], "mappings": mappings, "marks": marks}
     return json.dumps(kept, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -49,22 +62,28 @@ def translate_stack(stack: str, source_map: bytes) -> str:
         return "<generated>" if found is None else f"{found[0]}:{found[1]}:{found[2]}"
 
     kept = [line for line in stack.split("\n") if not _is_ours(line)]
-    return _PLACE.sub(place, "\n".join(kept))
+    return _PLACE.sub(place, "\n".join(kept), MOST_PLACES)
 
 
 def locate(source_map: bytes, line: int, column: int) -> Place | None:
     """The author's place for a place in the generated code, both counted from 1; None when there is none."""
-    sources, lines, starts = _opened(source_map)
-    if not 1 <= line <= len(starts):
+    sources, lines, marks = _opened(source_map)
+    if not 1 <= line <= len(marks):
         return None
-    best = None
-    for generated, source, source_line, source_column in _segments(lines[line - 1], starts[line - 1]):
-        if generated > column - 1 and best is not None:
+    nearest = max(0, bisect_right(marks[line - 1], column - 1, key=itemgetter(0)) - 1)
+    *reached, begin = marks[line - 1][nearest]
+    end = marks[line - 1][nearest + 1][-1] - 1 if nearest + 1 < len(marks[line - 1]) else None
+    best = reached if nearest else None
+    for segment in filter(None, lines[line - 1][begin:end].split(",")):
+        deltas = _vlq(segment)
+        reached = _after(reached, deltas)
+        if reached[0] > column - 1 and best is not None:
             break
-        best = (source, source_line, source_column)
-    if best is None or not 0 <= best[0] < len(sources):
+        if len(deltas) >= 4:
+            best = reached
+    if best is None or not 0 <= best[1] < len(sources):
         return None
-    return str(sources[best[0]])[:_LONGEST_NAME], best[1] + 1, best[2] + 1
+    return str(sources[best[1]])[:_LONGEST_NAME], best[2] + 1, best[3] + 1
 
 
 def _is_ours(line: str) -> bool:
@@ -72,24 +91,15 @@ def _is_ours(line: str) -> bool:
     return place is not None and line.lstrip().startswith("at ") and int(place[1]) == _PRELUDE_LINE
 
 
-@lru_cache(maxsize=32)
-def _opened(source_map: bytes) -> tuple[list[Any], list[str], list[list[int]]]:
+@lru_cache(maxsize=8)
+def _opened(source_map: bytes) -> tuple[list[Any], list[str], list[list[list[int]]]]:
     parsed = json.loads(source_map)
-    return parsed.get("sources", []), parsed.get("mappings", "").split(";"), parsed.get("starts", [])
+    return parsed.get("sources", []), parsed.get("mappings", "").split(";"), parsed.get("marks", [])
 
 
-def _segments(line: str, start: list[int]) -> Iterator[tuple[int, int, int, int]]:
-    """The mapped segments of one generated line: its column, then source, line and column there, all from 0."""
-    generated = 0
-    source, source_line, source_column = start
-    for segment in line.split(",") if line else ():
-        deltas = _vlq(segment)
-        generated += deltas[0]
-        if len(deltas) >= 4:
-            source += deltas[1]
-            source_line += deltas[2]
-            source_column += deltas[3]
-            yield generated, source, source_line, source_column
+def _after(reached: list[int], deltas: list[int]) -> list[int]:
+    """The running totals, generated column, source, line and column, all from 0, after one more segment."""
+    return [total + delta for total, delta in zip_longest(reached, deltas[:4], fillvalue=0)]
 
 
 def _vlq(segment: str) -> list[int]:

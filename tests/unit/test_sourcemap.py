@@ -2,10 +2,12 @@
 """Source maps: places found, stacks translated, and maps that are not there."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 
-from engines.sourcemap import finish_map, locate, translate_stack
+from engines import sourcemap
+from engines.sourcemap import MOST_PLACES, STRIDE, finish_map, locate, translate_stack
 
 # Generated lines 1 and 2; line 2 has two segments, from (0, 0, 0) and (0, 2, 4).
 RAW = json.dumps({"version": 3, "sources": ["f.ts"], "names": ["x"], "mappings": "AAAA;AACA,IAEI"}).encode()
@@ -30,6 +32,26 @@ def test_places(line: int, column: int, place: tuple[str, int, int] | None) -> N
     assert locate(FINISHED, line, column) == place
 
 
+def test_places_in_a_long_line_are_found_from_its_marks() -> None:
+    segments = 10 * STRIDE + 3  # each two columns on in the code, one line down and two columns on in the source
+    raw = {"version": 3, "sources": ["f.ts"], "mappings": ",".join(["EACE"] * segments)}
+    one_line = finish_map(json.dumps(raw).encode(), shift_lines=0)
+    for number in range(segments):
+        for column in (2 * number + 3, 2 * number + 4):
+            assert locate(one_line, 1, column) == ("f.ts", number + 2, 2 * number + 3)
+    assert locate(one_line, 1, 1) == ("f.ts", 2, 3)
+
+
+def test_a_stack_of_a_thousand_places_reads_little_of_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = {"version": 3, "sources": ["f.ts"], "mappings": ",".join(["EACE"] * 10_000)}
+    one_line = finish_map(json.dumps(raw).encode(), shift_lines=0)
+    read = Mock(wraps=sourcemap._vlq)
+    monkeypatch.setattr(sourcemap, "_vlq", read)
+    stack = translate_stack("<input>:1:20001\n" * 1_000, one_line)
+    assert stack.count("f.ts:10001:") == MOST_PLACES
+    assert read.call_count <= MOST_PLACES * STRIDE
+
+
 def test_a_stack_loses_our_frames_and_gains_places() -> None:
     stack = "    at f (<input>:3:5)\n    at map (native)\n    at start (<input>:1:13000)\n    at <input>:2:1\n    at g (<input>:9:9)\n"
     assert translate_stack(stack, FINISHED) == (
@@ -43,7 +65,7 @@ def test_anything_else_stays(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "empty", [b'{"version":3,"mappings":""}', b'{"version":3,"sources":[],"mappings":"AAAA","starts":[[0,0,0]]}']
+    "empty", [b'{"version":3,"mappings":""}', b'{"version":3,"sources":[],"mappings":"AAAA","marks":[[[0,0,0,0,0]]]}']
 )
 def test_a_map_that_maps_nothing(empty: bytes) -> None:
     assert translate_stack("    at f (<input>:2:1)", empty) == "    at f (<generated>)"

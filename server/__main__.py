@@ -1,14 +1,17 @@
 """The program: `python -m server up | api | migrate | reset`."""
 
-import argparse
-import asyncio
 import signal
-import sys
-from collections.abc import Callable, Mapping
-from typing import Final
 
-from server import log
-from server.settings import Settings, SettingsError, load
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback, until there is something to stop
+
+import argparse  # noqa: E402
+import asyncio  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Callable, Mapping  # noqa: E402
+from typing import Final  # noqa: E402
+
+from server import log  # noqa: E402
+from server.settings import Settings, SettingsError, load  # noqa: E402
 
 
 def _up(settings: Settings) -> int:
@@ -59,7 +62,6 @@ COMMANDS: Final[Mapping[str, Callable[[Settings], int]]] = {
 
 
 def main() -> int:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback, until it has to be orderly
     parser = argparse.ArgumentParser(
         prog="python -m server", description="Serverless functions and triggers. Configured by ATLAS_* variables."
     )

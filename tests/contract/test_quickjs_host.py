@@ -64,6 +64,17 @@ def test_arguments_on_the_wire(run: Run, source: str, op: str, args: list[Any]) 
     assert seen == [args]
 
 
+@pytest.mark.parametrize("call", ["atlas.db.query('bad sql')", "atlas.kv.get('k')", "fetch('https://a.example/')"])
+def test_a_failed_calls_stack_shows_the_line_of_the_call(run: Run, call: str) -> None:
+    def refuse(*args: object) -> None:
+        raise Refused("refused", "no")
+
+    code = f"async function find() {{\n await null;\n return await {call};\n}}\nexport default async () => await find()"
+    answer = run(code, host={"db.query": refuse, "kv.get": refuse, "fetch": refuse})
+    assert answer.error["name"] == "AtlasError"
+    assert "at find (<input>:4:" in answer.error["stack"]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

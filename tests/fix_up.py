@@ -15,7 +15,7 @@ import pytest
 from server.stack.bootstrap import read_env
 from server.stack.nats import free_port
 from server.stack.orphans import marked, working_in
-from server.stack.part import LAUNCHER
+from server.stack.part import launcher
 
 ROOT = Path(__file__).parents[1]
 READY_S = 60.0
@@ -45,12 +45,6 @@ class Stack:
         }
 
     @property
-    def launcher(self) -> tuple[str, ...]:
-        """Has the kernel stop the stack when the tests die, killed or not: in a session of its own it would live on."""
-        options = (str(int(signal.SIGTERM)), str(os.getpid()), "-")
-        return (sys.executable, "-I", "-S", str(LAUNCHER), *options)
-
-    @property
     def env(self) -> dict[str, str]:
         """The file `env`."""
         return read_env(self.state / "env")
@@ -77,9 +71,10 @@ class Stack:
         return self
 
     def launch(self) -> None:
+        # In a session of its own it would outlive killed tests: the kernel stops it.
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [*self.launcher, sys.executable, "-m", "server", "up"],
+                [*launcher(signal.SIGTERM), sys.executable, "-m", "server", "up"],
                 cwd=ROOT,
                 env=self.variables,
                 stdin=subprocess.DEVNULL,

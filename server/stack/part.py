@@ -31,6 +31,7 @@ class Part:
     `probe` says whether it serves now: local, without side effects, at most a few milliseconds when it does.
     `sockets` are files that it makes; they are removed before it starts and after it ended.
     `before` runs before every start, `after` once the part is ready.
+    `data_bytes` is the most private memory that each of its processes may have (default: as much as there is).
     `stop_signal` asks for a quick, orderly end; the kernel sends `death_signal` when we die (default: the same).
     No secret may be in `argv`, which every user of the machine sees.
     """
@@ -43,6 +44,7 @@ class Part:
     sockets: tuple[Path, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     account: Account | None = None
+    data_bytes: int | None = None
     before: Callable[[], None] = lambda: None
     after: Callable[[], None] = lambda: None
     stop_signal: signal.Signals = signal.SIGTERM
@@ -124,9 +126,7 @@ def start(part: Part, mark: str) -> Running:
     death signal to the thread that forked it."""
     remove_sockets(part)
     part.before()
-    death_signal = int(part.death_signal or part.stop_signal)
-    account = f"{part.account.uid}:{part.account.gid}" if part.account else "-"
-    launch = (sys.executable, "-I", "-S", str(LAUNCHER), str(death_signal), str(os.getpid()), account)
+    launch = launcher(part.death_signal or part.stop_signal, part.account, part.data_bytes)
     with part.log.open("ab") as log:
         log_start = log.tell()
         process = subprocess.Popen(
@@ -139,6 +139,15 @@ def start(part: Part, mark: str) -> Running:
             start_new_session=True,  # Ctrl-C reaches us alone; we stop the parts in order
         )
     return Running(part, process, log_start)
+
+
+def launcher(
+    death_signal: signal.Signals, account: Account | None = None, data_bytes: int | None = None
+) -> tuple[str, ...]:
+    """What to put before a command so that it gets `death_signal` when this process dies; see launcher.py."""
+    user = f"{account.uid}:{account.gid}" if account else "-"
+    options = (str(int(death_signal)), str(os.getpid()), user, str(data_bytes or "-"))
+    return (sys.executable, "-I", "-S", str(LAUNCHER), *options)
 
 
 def remove_sockets(part: Part) -> None:

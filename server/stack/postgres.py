@@ -35,6 +35,9 @@ SERVER_OPTIONS: Final = {
     "timezone": "UTC",
 }
 
+BACKEND_DATA_BYTES: Final = 1 << 30
+"""Of private memory, each connection: a query of a few words can ask for any number of values of 1 GB."""
+
 ACCESS: Final = """\
 # Written at every start. Peer authentication only; see pg_ident.conf for who is who.
 local all         all peer map=altbase
@@ -88,6 +91,7 @@ def part(data: Path, sockets: Path, bin_dir: Path, log: Path, account: Account |
         env=ENV,
         log=log,
         account=account,
+        data_bytes=BACKEND_DATA_BYTES,
         sockets=(sockets / f".s.PGSQL.{PORT}", sockets / f".s.PGSQL.{PORT}.lock"),
         before=lambda: drop_stale_lock(data / "cluster"),
         stop_signal=signal.SIGINT,  # "fast": open transactions are rolled back

@@ -53,6 +53,21 @@ def test_only_our_user_and_only_the_mapped_roles_get_in(postgres_url: str) -> No
         assert "Peer authentication failed" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT repeat('x', 400000000), repeat('y', 400000000), repeat('z', 400000000)",
+        "SELECT array_agg(repeat('x', 1000000)) FROM generate_series(1, 5000)",
+    ],
+)
+def test_a_query_that_wants_too_much_memory_fails_alone(fresh_database: str, query: str) -> None:
+    with psycopg.connect(fresh_database, autocommit=True) as connection, psycopg.connect(fresh_database) as other:
+        with pytest.raises(psycopg.errors.OutOfMemory):
+            connection.execute(query)
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+        assert other.execute("SELECT 2").fetchone() == (2,)
+
+
 def test_every_test_has_its_own_database(make_database: Callable[[], str]) -> None:
     first, second = make_database(), make_database()
     with psycopg.connect(first) as connection:

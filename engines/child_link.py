@@ -191,10 +191,15 @@ class ChildLink(asyncio.Protocol):
             if call in run.calls:
                 raise FrameError(f"host call {call} twice")
             run.host_calls += 1
+            if run.call_bytes + len(args) > host_calls.MAX_CALL_BYTES_IN_FLIGHT:
+                self._send(host_calls.too_large(self._inv, call))
+                continue
+            run.call_bytes += len(args)
             task = self._loop.create_task(self._answer(run, self._inv, call, op, args))
             run.calls[call] = task
-            task.add_done_callback(partial(run.call_ended, call))
-        self.child.state = State.WAIT_HOST
+            task.add_done_callback(partial(run.call_ended, call, len(args)))
+        if run.calls:
+            self.child.state = State.WAIT_HOST
 
     async def _answer(self, run: Run, inv: int, call: int, op: str, args: bytes) -> None:
         frame = await host_calls.answer(run, inv, call, op, args)

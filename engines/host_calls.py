@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from typing import Final
 
 from engines import messages
 from engines.contract import HostError
@@ -9,6 +10,15 @@ from engines.frames import MAX_PAYLOAD_BYTES
 from engines.run import Run
 
 log = logging.getLogger(__name__)
+
+MAX_CALL_BYTES_IN_FLIGHT: Final = 32 * 1024 * 1024
+"""Of one run: four bodies of the largest fetch. They are in the supervisor's memory, not in the run's."""
+
+
+def too_large(inv: int, call: int) -> bytes:
+    """The HOSTRES frame for a call whose arguments are too many bytes beside those of the calls in flight."""
+    allowed = f"at most {MAX_CALL_BYTES_IN_FLIGHT} bytes are allowed; await some of the calls first"
+    return messages.refusal(inv, call, "too_large", f"The arguments of the calls in flight are too large, {allowed}")
 
 
 async def answer(run: Run, inv: int, call: int, op: str, args: bytes) -> bytes:

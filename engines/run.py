@@ -33,6 +33,7 @@ class Run(Request):
 
     __slots__ = (
         "boot_ms",
+        "call_bytes",
         "calls",
         "future",
         "host",
@@ -66,6 +67,7 @@ class Run(Request):
         self.host = host
         self.future = future
         self.calls: dict[int, asyncio.Task[None]] = {}  # host calls in flight
+        self.call_bytes = 0  # of their arguments
         self.host_calls = 0
         self.refused_fetches = 0
         self.queue_ms = 0.0
@@ -85,9 +87,10 @@ class Run(Request):
         else:
             self._settle(result)
 
-    def call_ended(self, call: int, task: "asyncio.Task[None]") -> None:
+    def call_ended(self, call: int, size_bytes: int, task: "asyncio.Task[None]") -> None:
         """A host call's task is over, whichever way."""
         del self.calls[call]
+        self.call_bytes -= size_bytes
         if self.result is not None and not self.calls:
             self._settle(self.result)
 

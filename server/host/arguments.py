@@ -1,12 +1,19 @@
 """Arguments of a host call as the sandbox sent them: JSON text that nobody has checked yet."""
 
+from typing import Final
+
 import orjson
 
 from engines.contract import HostError
 
+MAX_SEPARATORS: Final = 100_000
+"""Commas and opening brackets of one call's arguments, in texts as well: a value costs 0.3 µs of the event loop."""
+
 
 def read(name: str, args: bytes, *, least: int, most: int) -> list[object]:
     """The arguments, padded with None to `most`. HostError("invalid_argument") unless `args` is such an array."""
+    if len(args) > MAX_SEPARATORS and sum(map(args.count, (b",", b"[", b"{"))) > MAX_SEPARATORS:
+        raise invalid(name, f"the arguments have more than {MAX_SEPARATORS} commas and brackets; make several calls")
     try:
         values = orjson.loads(args)
     except orjson.JSONDecodeError:

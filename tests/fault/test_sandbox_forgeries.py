@@ -1,6 +1,7 @@
 """A child that was taken over may send anything. It is ended at its first lie, and only its own invocation suffers."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -110,6 +111,25 @@ async def test_a_forged_large_value_reaches_nobody(value: bytes) -> None:
     async with engine_of(answering(lambda inv: result(inv, value))) as (engine, _):
         ended = await run(engine, "")
         assert (ended.outcome, ended.value, ended.error) == (Outcome.EXCEPTION, b"null", NO_JSON)
+
+
+async def test_calls_whose_arguments_would_fill_the_supervisor_are_refused() -> None:
+    """They lie in its memory and not in the child's: six of 6 MB are more than 32 MiB."""
+    told: list[bytes] = []
+
+    async def script(wire: Wire) -> None:
+        inv = await wire.invoked()
+        for number in range(1, 7):
+            await wire.raw(encode(Type.HOSTCALL, inv, 0, json.dumps([[number, "kv.set", "x" * 6_000_000]]).encode()))
+        _, _, call, payload = await wire.until(Type.HOSTRES)
+        told.append(b"%d %s" % (call, payload))
+        await wire.raw(result(inv))
+
+    async with engine_of(script) as (engine, _):
+        host = Silence()
+        assert (await run(engine, "", host=host)).outcome is Outcome.OK
+        assert host.calls == 5
+    assert told[0].startswith(b'6 \x00{"code":"too_large"')
 
 
 async def test_a_second_result_ends_the_child_and_not_the_first_result() -> None:

@@ -52,6 +52,7 @@ async def test_every_operation(host: InvocationHost) -> None:
         ("db.query", b'["\\ud800"]', "half of a surrogate pair"),
         ("db.query", b"[" * 100_000, "arguments are not JSON"),
         ("db.query", b"\xff", "arguments are not JSON"),
+        ("kv.set", b'["k",[' + b"[]," * 100_000 + b"1]]", "more than 100000 commas and brackets"),
         ("db.query", b"{}", "arguments must be an array, got object"),
         ("db.query", b"[]", "takes 1 to 2 arguments, got 0"),
         ("db.query", b'["a",[],3]', "takes 1 to 2 arguments, got 3"),

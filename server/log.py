@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 import time
 from typing import Final
@@ -44,11 +45,14 @@ def logger(name: str) -> Logger:
 
 
 def configure(level: str) -> None:
-    """Write lines from `level` (debug, info, warning, error) upwards to stderr. Call once, when a program starts."""
+    """Write lines from `level` (debug, info, warning, error) upwards to stderr. Call once, when a program starts.
+
+    The engines and libraries, which use the standard logging, are written alike, from warnings upwards.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())
-    _ROOT.handlers = [handler]
-    _ROOT.propagate = False
+    logging.root.handlers = [handler]
+    logging.root.setLevel(logging.WARNING)
     _ROOT.setLevel(level.upper())
 
 
@@ -65,6 +69,11 @@ class _Lines(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         try:
-            return orjson.dumps(line, default=str).decode()
+            written = orjson.dumps(line, default=str).decode()
         except orjson.JSONEncodeError:  # lone surrogates or giant numbers, from user code; json escapes them
-            return json.dumps(line, default=str)
+            written = json.dumps(line, default=str)
+        return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", written)
+
+
+_UNSAFE: Final = re.compile("[\x7f-\x9f\u2028\u2029]")
+"""What JSON leaves as it is and terminals obey, or viewers take for the end of a line. User code writes here, too."""

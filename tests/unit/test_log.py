@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import pytest
 
@@ -15,13 +16,15 @@ Lines = Callable[[], list[dict[str, object]]]
 
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
-    root, stderr = logging.getLogger("atlas"), io.StringIO()
-    before = (root.handlers, root.propagate, root.level)
+    stderr = io.StringIO()
+    loggers = (logging.root, logging.getLogger("atlas"))
+    before = [(logger.handlers, logger.level) for logger in loggers]
     monkeypatch.setattr(sys, "stderr", stderr)
     log.configure("info")
     yield lambda: [json.loads(line) for line in stderr.getvalue().split("\n")[:-1]]
-    root.handlers, root.propagate = before[:2]
-    root.setLevel(before[2])
+    for logger, (handlers, level) in zip(loggers, before, strict=True):
+        logger.handlers = handlers
+        logger.setLevel(level)
 
 
 def test_a_line_has_action_sentence_and_fields(lines: Lines) -> None:
@@ -58,3 +61,23 @@ def test_an_exception_carries_its_traceback(lines: Lines) -> None:
     (line,) = lines()
     assert line["level"] == "error"
     assert str(line["traceback"]).endswith("LookupError: gone")
+
+
+def test_engines_and_libraries_write_the_same_lines(lines: Lines) -> None:
+    logging.getLogger("engines.supervisor").error("It attacks: %s", "x", extra={"action": "sandbox_attack"})
+    logging.getLogger("psycopg.pool").warning("error connecting")
+    logging.getLogger("psycopg.pool").info("not shown")
+    assert [(line["logger"], line["action"], line["message"]) for line in lines()] == [
+        ("engines.supervisor", "sandbox_attack", "It attacks: x"),
+        ("psycopg.pool", None, "error connecting"),
+    ]
+
+
+def test_what_a_terminal_would_obey_is_escaped(lines: Lines) -> None:
+    text = "\x1b[2J \x9b31m \x7f \u2028 é"
+    log.logger("functions").info("function.log", text)
+    (line,) = lines()
+    assert line["message"] == text
+    assert not {*"\x1b\x9b\x7f\u2028"} & {
+        *cast(logging.StreamHandler[io.StringIO], logging.root.handlers[0]).stream.getvalue()
+    }

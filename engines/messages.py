@@ -18,6 +18,10 @@ from engines.json_text import LARGE_BYTES
 NAME_CHARS: Final = 100
 MESSAGE_CHARS: Final = 8 * 1024
 STACK_CHARS: Final = 16 * 1024
+MAX_TOLD_BYTES: Final = 1024 * 1024
+"""All that a frame tells beside a value or arguments: logs, every byte of them escaped, headers and an error."""
+
+MAX_HEADERS: Final = 256
 MAX_LOG_LINES: Final = 4 * 1024
 """Of one run: 64 KiB, of which the child counts 16 bytes for every line."""
 
@@ -137,9 +141,9 @@ def _parse(frame: Frame) -> Event:
         case Type.HOSTCALL:
             return _host_calls(_json(payload))
         case Type.ERROR:
-            return _failed(_object(_json(payload)))
+            return _failed(_told(payload))
         case Type.READY:
-            told = _object(_json(payload))
+            told = _told(payload)
             return Ready(int(_number(told, "memory_bytes")), _number(told, "boot_us"))
     raise FrameError(f"{kind.name} from a child")
 
@@ -152,7 +156,7 @@ def _returned(payload: bytes) -> Returned | Failed:
     start = LENGTH.size + length
     if start > len(payload):
         raise FrameError("RESULT shorter than its length")
-    told = _object(_json(payload[LENGTH.size : start]))
+    told = _told(payload[LENGTH.size : start])
     meta, body = _meta(told), payload[start:]
     kind = told.get("kind")
     if kind == "json" and len(body) > LARGE_BYTES:
@@ -172,8 +176,8 @@ def _response(told: dict[str, object], body: bytes) -> Response:
     status, pairs = told.get("status"), told.get("headers")
     if type(status) is not int or not 200 <= status <= 599:
         raise FrameError("a status outside 200..599")
-    if not isinstance(pairs, list):
-        raise FrameError("headers that are no array")
+    if not isinstance(pairs, list) or len(pairs) > MAX_HEADERS:
+        raise FrameError("headers that are no array, or too many")
     return Response(status=status, headers=tuple(_header(pair) for pair in pairs), body=body)
 
 
@@ -221,7 +225,7 @@ def _host_calls(told: object) -> HostCalls:
     for item in told:
         match item:
             case [int(call), str(op), str(args)] if 0 <= call < 2**32 and len(op) <= NAME_CHARS:
-                calls.append((call, _well_formed(op), _well_formed(args).encode()))
+                calls.append((call, _well_formed(op), args.encode("utf-8", "replace")))
             case _:
                 raise FrameError("a malformed host call")
     return HostCalls(calls)
@@ -269,6 +273,12 @@ def _well_formed(text: str) -> str:
     if text.isascii():
         return text
     return text.encode("utf-8", "replace").decode()
+
+
+def _told(text: bytes) -> dict[str, object]:
+    if len(text) > MAX_TOLD_BYTES:
+        raise FrameError(f"{len(text)} bytes where at most {MAX_TOLD_BYTES} are told")
+    return _object(_json(text))
 
 
 def _object(value: object) -> dict[str, object]:

@@ -138,6 +138,22 @@ def test_ctx_is_there_and_deeply_frozen(run: Run) -> None:
     assert run(code, ctx=ctx).value == [ctx, "TypeError"]
 
 
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ("Array.from({length: 257}, (_, i) => ['x', i])", "The Response has 257 headers; 256 are the most"),
+        ("{x: 'y'.repeat(66000)}", "The headers of the Response have 66001 characters; 65536 are the most"),
+        ("{x: 'a\\x01b'}", 'The Response has an invalid header: "x"'),
+        ("{['x'.repeat(257)]: 'y'}", "The Response has an invalid header: "),
+    ],
+    ids=["many", "long", "control", "name"],
+)
+def test_a_response_with_headers_that_nobody_carries_is_an_exception(run: Run, headers: str, message: str) -> None:
+    error = run(EVAL, f"new Response(null, {{headers: {headers}}})").error
+    assert error["name"] == "TypeError"
+    assert error["message"].startswith(message)
+
+
 def test_a_response_is_answered_with_status_headers_and_body(run: Run) -> None:
     text = run(EVAL, "new Response('héllo', {status: 201, headers: {'X-A': 'b'}})")
     assert (text.meta["kind"], text.meta["status"], text.body) == ("response", 201, "héllo".encode())

@@ -4,6 +4,23 @@
   const { Body, extract, take, peek, base64 } = core.need("body");
   const made = { __proto__: null };
 
+  const MOST_HEADERS = 256;
+  const MOST_HEADER_CHARS = 64 * 1024;
+  const CONTROL = /[\x00-\x08\x0a-\x1f\x7f]/;
+
+  // Headers that the host takes, or a TypeError.
+  function moderate(headers) {
+    let chars = 0;
+    for (let i = 0; i < headers.length; i++) {
+      const name = headers[i][0], value = headers[i][1];
+      chars += name.length + value.length;
+      if (name.length > 256 || CONTROL.test(value)) throw new TypeError("The Response has an invalid header: " + core.stringify(core.slice(name, 0, 100)));
+    }
+    if (headers.length > MOST_HEADERS) throw new TypeError("The Response has " + headers.length + " headers; " + MOST_HEADERS + " are the most");
+    if (chars > MOST_HEADER_CHARS) throw new TypeError("The headers of the Response have " + chars + " characters; " + MOST_HEADER_CHARS + " are the most");
+    return headers;
+  }
+
   class Response extends Body {
     #status;
     #statusText;
@@ -85,7 +102,7 @@
       const coded = isText ? data : base64(data) ?? "";
       const length = isText ? coded.length : Math.floor((coded.length / 4) * 3) - 2;
       if (length > most) return { __proto__: null, tooLong: true, length };
-      const head = core.stringify({ __proto__: null, status, headers: raw(response.#headers) });
+      const head = core.stringify({ __proto__: null, status, headers: moderate(raw(response.#headers)) });
       return { __proto__: null, head, body: (isText ? "t" : "b") + coded, tooLong: false };
     }
   }

@@ -41,6 +41,7 @@ class Request:
     key: Key
     queued_ms: float
     waiting: bool = False
+    size_bytes: int = 0  # of the memory it holds while it waits
 
 
 @dataclass(eq=False, slots=True, repr=False)

@@ -16,6 +16,7 @@ PATIENCE_MS: Final = 5.0
 cold start costs, so that short functions do not fork a child for every caller of one moment."""
 
 MAX_WAITING_PER_PROJECT: Final = 1_000
+MAX_WAITING_BYTES_PER_PROJECT: Final = 64 * 1024 * 1024  # of inputs, which are kept in memory
 SCANNED: Final = 64  # of a project's requests, in one look for somebody to give a child to
 
 K = TypeVar("K")
@@ -29,6 +30,7 @@ class Queue:
         self.queue_ms = queue_ms
         self._of_project: OrderedDict[object, Line] = OrderedDict()  # next turn first
         self._of_key: dict[Key, Line] = {}
+        self._bytes_of_project: dict[object, int] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._of_project.values()))
@@ -41,17 +43,27 @@ class Queue:
 
     def push(self, request: Request) -> bool:
         """Whether there was room for one more of its project."""
-        line = self._of_project.setdefault(request.key[0], OrderedDict())
-        if len(line) >= MAX_WAITING_PER_PROJECT:
+        project = request.key[0]
+        held_bytes = self._bytes_of_project.get(project, 0) + request.size_bytes
+        line = self._of_project.get(project)
+        if line is None:
+            line = self._of_project[project] = OrderedDict()
+        elif len(line) >= MAX_WAITING_PER_PROJECT or held_bytes > MAX_WAITING_BYTES_PER_PROJECT:
             return False
         line[request] = None
+        self._bytes_of_project[project] = held_bytes
         self._of_key.setdefault(request.key, OrderedDict())[request] = None
         request.waiting = True
         return True
 
     def remove(self, request: Request) -> None:
         request.waiting = False
-        _take(self._of_project, request.key[0], request)
+        project = request.key[0]
+        _take(self._of_project, project, request)
+        if project in self._of_project:
+            self._bytes_of_project[project] -= request.size_bytes
+        else:
+            del self._bytes_of_project[project]
         _take(self._of_key, request.key, request)
 
     def first_of(self, key: Key) -> Request | None:

@@ -60,7 +60,7 @@ class Run(Request):
         now_ms: float,
         future: "asyncio.Future[Result]",
     ) -> None:
-        super().__init__(key, now_ms)
+        super().__init__(key, now_ms, size_bytes=len(invocation.input) if invocation else 0)
         self.program = program
         self.invocation = invocation  # None: only load it
         self.limits = limits

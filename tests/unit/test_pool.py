@@ -4,7 +4,7 @@ import pytest
 
 from engines.children import Action, Bind, Child, Kill, Reject, Request, Spawn, Start, State
 from engines.pool import IDLE_TTL_MS, MAX_AGE_MS, MAX_CALLS, Pool
-from engines.queue import MAX_WAITING_PER_PROJECT, PATIENCE_MS
+from engines.queue import MAX_WAITING_BYTES_PER_PROJECT, MAX_WAITING_PER_PROJECT, PATIENCE_MS
 
 
 def pool(spares: int = 0, most: int = 4, most_each: int = 4, queue_ms: float = 1000) -> Pool:
@@ -262,3 +262,16 @@ def test_closing_refuses_who_waits_and_ends_who_lives() -> None:
     assert subject.reaped(warm, 1) == []
     assert subject.forked(forking, 1) == []
     assert say(subject.close()) == "kill 2 closing"
+
+
+def test_what_waits_holds_a_bounded_part_of_memory() -> None:
+    subject = pool(most=1)
+    running(subject, ask())
+    half, other = MAX_WAITING_BYTES_PER_PROJECT // 2, "q"
+    waiting = [Request(("p", "f", 1), 0, size_bytes=half) for _ in range(2)]
+    assert [say(subject.submit(request, 0)) for request in waiting] == ["", ""]
+    assert say(subject.submit(Request(("p", "f", 1), 0, size_bytes=1), 0)) == "reject p/f"
+    assert say(subject.submit(Request(("p", "f", 1), 0), 0)) == ""
+    assert say(subject.submit(Request((other, "f", 1), 0, size_bytes=half), 0)) == ""
+    subject.give_up(waiting[0])
+    assert say(subject.submit(Request(("p", "f", 1), 0, size_bytes=half), 0)) == ""

@@ -251,6 +251,19 @@ def test_globals_are_hidden_replaceable_and_named(evaluate: Evaluate) -> None:
     )
 
 
+def test_nobody_is_led_to_believe_that_this_is_node_or_a_browser(evaluate: Evaluate) -> None:
+    """Libraries look for these and do without: a half of one would mislead them."""
+    absent = "process Buffer require module global setImmediate window document navigator XMLHttpRequest Blob FormData ReadableStream MessageChannel WebAssembly Intl"
+    assert evaluate("return input.filter((name) => name in globalThis)", absent.split()) == []
+    labels = ["utf8", "UTF-8", "unicode-1-1-utf-8", "utf-16", "utf-16be", "ascii", "latin1", "windows-1252"]
+    assert evaluate("return input.map((label) => new TextDecoder(label).encoding)", labels) == [
+        *("utf-8", "utf-8", "utf-8", "utf-16le", "utf-16be", "windows-1252", "windows-1252", "windows-1252")
+    ]
+    assert evaluate(
+        "return new Promise((done) => { const n = []; queueMicrotask(() => n.push(2)); n.push(1); setTimeout(() => done(n), 0) })"
+    ) == [1, 2]
+
+
 def test_console_table_groups_counts_and_times() -> None:
     child = Child()
     try:

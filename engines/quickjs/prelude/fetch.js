@@ -1,4 +1,6 @@
 // atlas.fetch, which is also the global fetch: a Request to the host, a Response from it.
+// An aborted signal frees the function at once. The host is not told: its request goes on until it ends by itself or the
+// invocation does, and counts among the 64 in flight. `timeout` ends it there, too.
 (function (core) {
   const { raw } = core.need("headers");
   const { take, base64 } = core.need("body");

@@ -10,12 +10,10 @@ version is refused for QUARANTINE_MS.
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 from collections.abc import Coroutine, Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 from engines.child_link import ChildLink, now_ms
@@ -28,6 +26,7 @@ from engines.messages import NO_JSON
 from engines.pool import Pool
 from engines.queue import PATIENCE_MS
 from engines.run import Run
+from engines.weight import Weight, weigh
 from engines.zygote import Exit, SpawnFailed, Zygote, ZygoteError
 
 log = logging.getLogger(__name__)
@@ -37,10 +36,7 @@ SPAWN_TIMEOUT_S: Final = 5.0
 MAX_INPUT_BYTES: Final = MAX_PAYLOAD_BYTES - 1024
 TICK_S: Final = 0.1
 TICKS_A_SWEEP: Final = 10
-BASE_RSS_BYTES: Final = 24 * 1024 * 1024  # a bound child that has done nothing, generously
-RSS_SLACK_BYTES: Final = 96 * 1024 * 1024  # over the memory limit; RLIMIT_AS acts long before
 STDERR_CHARS: Final = 2_000
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class Supervisor:
@@ -293,7 +289,7 @@ class Supervisor:
             self._waking = self._loop.call_later(PATIENCE_MS / 1000, self._wake)
 
     def _tick(self) -> None:
-        """A backstop against memory that no other limit sees, and the slow housekeeping."""
+        """Weigh those that may have grown, and see to what is due now and then."""
         self._ticking = self._loop.call_later(TICK_S, self._tick)
         self._ticks += 1
         sweep = self._ticks % TICKS_A_SWEEP == 0
@@ -307,13 +303,13 @@ class Supervisor:
 
     def _weigh(self, link: ChildLink) -> None:
         link.calls_when_weighed = link.child.calls
-        rss_bytes = resident_bytes(link.worker.pid)
-        if rss_bytes > link.memory_bytes + RSS_SLACK_BYTES:
-            link.condemn(Outcome.MEMORY_LIMIT, "resident memory")
-        elif rss_bytes > link.memory_bytes // 2 + BASE_RSS_BYTES:
-            link.child.worn = "grown"
-            if link.child.state is State.IDLE:
-                self.doomed(link, "grown")
+        match weigh(link.worker.pid, link.memory_bytes):
+            case Weight.FAR_OVER:
+                link.condemn(Outcome.MEMORY_LIMIT, "resident memory")
+            case Weight.GROWN:
+                link.child.worn = "grown"
+                if link.child.state is State.IDLE:
+                    self.doomed(link, "grown")
 
     def _zygote_died(self) -> None:
         self._pool.can_spawn = False
@@ -324,11 +320,3 @@ class Supervisor:
     def _zygote_returned(self) -> None:
         self._pool.can_spawn = True
         self._do(self._pool.wake(now_ms()))
-
-
-def resident_bytes(pid: int) -> int:
-    """The process's resident memory; 0 if it is gone."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
-    except (OSError, IndexError):
-        return 0

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from engines import supervisor
+from engines import supervisor, weight
 from engines.contract import Outcome
 from engines.frames import Type
 from tests.fix_fake_child import Death, Wire, engine_of, result
@@ -64,7 +64,7 @@ async def test_resident_memory_is_watched(
 
     monkeypatch.setattr(supervisor, "TICK_S", 0.002)
     monkeypatch.setattr(supervisor, "TICKS_A_SWEEP", 1)
-    monkeypatch.setattr(supervisor, "resident_bytes", look)
+    monkeypatch.setattr(weight, "resident_bytes", look)
 
     async def waits(wire: Wire) -> None:
         inv = await wire.invoked()

@@ -24,7 +24,7 @@ from server.tiers import Tier, limits_of
 
 log = logger("functions")
 
-LINES_AT_ONCE: Final = 50
+LINES_AT_ONCE: Final = 20
 """Of a run's console output; a line takes some 15 µs of the event loop, and there may be 4,000."""
 
 

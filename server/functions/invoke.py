@@ -129,16 +129,15 @@ def _located(logs: tuple[LogLine, ...], source_map: bytes) -> Iterator[LogLine]:
 
 
 async def _log_output(resolved: Resolved, invocation_id: str, result: Result) -> None:
+    run = {
+        "function": resolved.function.slug,
+        "version": resolved.function.version,
+        "project_id": resolved.function.project_id,
+        "invocation_id": invocation_id,
+    }
     for number, line in enumerate(result.logs, 1):
-        log.info(
-            "function.log",
-            line.text,
-            console=line.level,
-            at_ms=round(line.at_ms, 3),
-            function=resolved.function.slug,
-            version=resolved.function.version,
-            project_id=resolved.function.project_id,
-            invocation_id=invocation_id,
-        )
+        log.info("function.log", line.text, console=line.level, at_ms=round(line.at_ms, 3), **run)
         if number % LINES_AT_ONCE == 0:
             await asyncio.sleep(0)
+    if result.logs_truncated:
+        log.info("function.log_cut", "The run wrote more than is kept of its console; the rest was dropped", **run)

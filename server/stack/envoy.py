@@ -63,7 +63,7 @@ BROKEN_OFF: Final = ("unavailable", "The API process ended while it served the r
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Front:
-    """What varies in the configuration. `extra_routes` are tried before ours (a benchmark's baseline, for one)."""
+    """What varies in the configuration."""
 
     host: str
     port: int
@@ -72,7 +72,6 @@ class Front:
     access_log: Path
     descriptors: bytes
     services: Sequence[str] = SERVICES
-    extra_routes: Sequence[Route] = ()
     invoke_timeout_s: float = INVOKE_TIMEOUT_S
 
 
@@ -95,21 +94,11 @@ def render(front: Front) -> str:
         "max_response_bytes": MAX_RESPONSE_BYTES,
         "lua": (ROOT / "envoy" / "errors.lua").read_text(),
         "local_replies": _local_replies(),
-        "routes": [*front.extra_routes, *_routes(front.invoke_timeout_s)],
+        "routes": _routes(front.invoke_timeout_s),
         "endpoints": [{"endpoint": {"address": {"pipe": {"path": str(path)}}}} for path in front.api_sockets],
     }
     template = Template((ROOT / "envoy" / "envoy.yaml").read_text())
     return template.substitute({name: json.dumps(value) for name, value in values.items()})
-
-
-def untranscoded_route(path: str, status: int, body: str) -> Route:
-    """A route that Envoy answers itself, outside the API: what a benchmark compares with."""
-    disabled = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
-    return {
-        "match": {"path": path},
-        "direct_response": {"status": status, "body": {"inline_string": body}},
-        "typed_per_filter_config": {"envoy.filters.http.grpc_json_transcoder": disabled},
-    }
 
 
 def _routes(invoke_timeout_s: float) -> list[Route]:

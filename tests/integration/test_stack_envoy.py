@@ -81,7 +81,6 @@ def opened(folder: Path, api: Path, **fields: Any) -> Iterator[Door]:
         admin_socket=folder / "envoy" / "admin.sock",
         access_log=folder / "access.log",
         descriptors=envoy.descriptors(),
-        extra_routes=[envoy.untranscoded_route("/noop", 200, "ok")],
         **fields,
     )
     part = envoy.part(
@@ -328,10 +327,6 @@ def test_an_http_1_0_client_is_served(door: Door) -> None:
 def test_a_request_id_is_kept_and_answered(door: Door) -> None:
     assert door.http.get("/functions/v1/invoke/e", headers={"x-request-id": "mine"}).headers["x-request-id"] == "mine"
     assert door.http.get("/functions/v1/invoke/e").headers["x-request-id"]
-
-
-def test_an_extra_route_is_answered_outside_the_api(door: Door) -> None:
-    assert door.http.get("/noop").text == "ok"
 
 
 def test_each_request_is_a_line_of_the_access_log(door: Door) -> None:

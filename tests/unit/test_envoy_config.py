@@ -1,11 +1,10 @@
 """The rendered Envoy configuration. Envoy itself validates it in tests/integration/test_stack_envoy.py."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from server.stack.envoy import LOCAL_REPLIES, Front, descriptors, render, untranscoded_route
+from server.stack.envoy import LOCAL_REPLIES, Front, descriptors, render
 
 
 @pytest.fixture
@@ -39,12 +38,6 @@ def test_every_placeholder_is_filled_and_values_are_quoted(front: Front) -> None
 )
 def test_what_security_and_the_contract_rest_on(front: Front, line: str) -> None:
     assert line in render(front)
-
-
-def test_extra_routes_come_first(front: Front) -> None:
-    extra = untranscoded_route("/noop", 200, "ok")
-    text = render(replace(front, extra_routes=[extra]))
-    assert text.index('"/noop"') < text.index("InvocationService/")
 
 
 def test_the_limit_of_a_413_is_said_in_both_units() -> None:

@@ -96,6 +96,15 @@ def test_typescript(rest: Rest) -> None:
     assert result == {"area": 12, "color": "Green", "first": "a"}
 
 
+def test_a_warm_module_keeps_its_state_and_a_fresh_one_does_not(new_project: Any) -> None:
+    project = new_project()
+    source = "let calls = 0; export default () => ++calls"
+    for isolation, expected in (("warm", True), ("fresh", False)):
+        assert project.deploy(source, slug=isolation, isolation=isolation).json()["isolation"] == isolation
+        counts = [project.invoke(isolation).json()["result"] for _ in range(10)]
+        assert (max(counts) > 1) is expected, counts
+
+
 def test_versions_are_listed_and_activated_back_and_forth(rest: Rest) -> None:
     for number in (1, 2, 3):
         assert rest.run(f"export default () => {number}", slug="versioned") == number

@@ -32,9 +32,6 @@ TIME_LIMIT_S: Final = 10.0
 MEMORY_LIMIT_BYTES: Final = 1024 * 1024 * 1024
 OUTPUT_LIMIT_BYTES: Final = 16 * 1024 * 1024
 DIAGNOSTICS_LIMIT: Final = 20
-MAP_LIMIT_BYTES: Final = 4 * 1024 * 1024
-"""A larger map is not kept, and stacks stay in terms of the code: opening 4 MiB takes 0.1 s of whoever translates one.
-A megabyte of ordinary source has 1.3 MiB of map."""
 
 _MACHINES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}
 _BINARY = (
@@ -84,7 +81,7 @@ class BuildFault(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """`code` is UTF-8 text of one ES module; `source_map`, unless it would be too large, is for engines.sourcemap."""
+    """`code` is UTF-8 text of one ES module; `source_map` is for engines.sourcemap."""
 
     code: bytes
     source_map: bytes | None
@@ -108,7 +105,7 @@ async def build(source: str, language: Language, *, filename: str) -> Built:
         module, _ = await _transform(source, loader, "--supported:template-literal=false")
     await asyncio.to_thread(_refuse_unloadable, source, module.decode(), problems)
     source_map = await asyncio.to_thread(finish_map, base64.b64decode(encoded_map), shift_lines=1)
-    return Built(code=b"\n" + code, source_map=source_map if len(source_map) <= MAP_LIMIT_BYTES else None)
+    return Built(code=b"\n" + code, source_map=source_map)
 
 
 _HINT = "write `export default function (input, ctx) { … }`"

@@ -3,9 +3,9 @@
 A map is the usual JSON (version 3) and one key of ours beside it, so that a place costs STRIDE segments and not the
 whole map, nor a whole line of it: code may be one line, and a stack may name as many places as it has room for.
 
-    "marks": [[[column, source, line, column, offset], …], …]
-        for each generated line, its start and every STRIDE segments: the running totals, and where in the line's part
-        of `mappings` it goes on from there
+    "marks": "column,source,line,column,offset …;…"
+        for each generated line, after its start and every STRIDE segments: the running totals, and where in the line's
+        part of `mappings` it goes on from there. Text, because only the lines that are asked for are ever read
 """
 
 import json
@@ -38,16 +38,18 @@ def finish_map(raw: bytes, *, shift_lines: int) -> bytes:
     """
     parsed = json.loads(raw)
     mappings = ";" * shift_lines + parsed["mappings"]
-    marks, reached = [], [0, 0, 0, 0]
+    marks: list[str] = []
+    reached = [0, 0, 0, 0]
     for line in mappings.split(";"):
         reached[0], offset = 0, 0
-        marks.append([[*reached, offset]])
+        found = [_mark(reached, offset)]
         for number, segment in enumerate(line.split(",") if line else (), 1):
             reached = _after(reached, _vlq(segment))
             offset += len(segment) + 1
             if number % STRIDE == 0:
-                marks[-1].append([*reached, offset])
-    kept = {"version": 3, "sources": parsed["sources"], "names": [], "mappings": mappings, "marks": marks}
+                found.append(_mark(reached, offset))
+        marks.append(" ".join(found))
+    kept = {"version": 3, "sources": parsed["sources"], "names": [], "mappings": mappings, "marks": ";".join(marks)}
     return json.dumps(kept, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -70,9 +72,10 @@ def locate(source_map: bytes, line: int, column: int) -> Place | None:
     sources, lines, marks = _opened(source_map)
     if not 1 <= line <= len(marks):
         return None
-    nearest = max(0, bisect_right(marks[line - 1], column - 1, key=itemgetter(0)) - 1)
-    *reached, begin = marks[line - 1][nearest]
-    end = marks[line - 1][nearest + 1][-1] - 1 if nearest + 1 < len(marks[line - 1]) else None
+    here = _read(marks[line - 1])
+    nearest = max(0, bisect_right(here, column - 1, key=itemgetter(0)) - 1)
+    *reached, begin = here[nearest]
+    end = here[nearest + 1][-1] - 1 if nearest + 1 < len(here) else None
     best = reached if nearest else None
     for segment in filter(None, lines[line - 1][begin:end].split(",")):
         deltas = _vlq(segment)
@@ -92,9 +95,24 @@ def _is_ours(line: str) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _opened(source_map: bytes) -> tuple[list[Any], list[str], list[list[list[int]]]]:
+def _opened(source_map: bytes) -> tuple[list[Any], list[str], list[str]]:
+    """Sources, and by generated line its mappings and its marks; a map without marks of this form maps nothing."""
     parsed = json.loads(source_map)
-    return parsed.get("sources", []), parsed.get("mappings", "").split(";"), parsed.get("marks", [])
+    marks = parsed.get("marks")
+    return (
+        parsed.get("sources", []),
+        parsed.get("mappings", "").split(";"),
+        marks.split(";") if type(marks) is str else [],
+    )
+
+
+def _mark(reached: list[int], offset: int) -> str:
+    return ",".join(map(str, (*reached, offset)))
+
+
+@lru_cache(maxsize=64)
+def _read(marks: str) -> list[list[int]]:
+    return [[int(number) for number in mark.split(",")] for mark in marks.split(" ")]
 
 
 def _after(reached: list[int], deltas: list[int]) -> list[int]:

@@ -188,11 +188,3 @@ async def test_a_source_of_nothing_but_imports_is_told_of_the_first_ones() -> No
     assert [(problem.line, problem.column) for problem in found] == [(line, 8) for line in range(1, 21)]
     assert found[19].message.startswith('Cannot import "a19"')
     assert time.monotonic() - started < 20
-
-
-async def test_a_map_that_would_take_long_to_open_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = "export default () => 1"
-    kept = (await compiled(source)).source_map
-    assert kept is not None
-    monkeypatch.setattr(compiler, "MAP_LIMIT_BYTES", len(kept) - 1)
-    assert (await compiled(source)).source_map is None

@@ -28,6 +28,7 @@ gen: setup-dev ## Make gen/ from proto/
 	@PY=$(PY) bash proto/generate.sh gen
 
 release-protos: setup-dev ## Take the protos as they are for released: what later changes may not break
+	@PY=$(PY) bash proto/googleapis.sh
 	$(PY:python=buf) build . -o proto/released.binpb
 
 bench: setup-dev ## Measure, each figure beside its baseline of the same run

@@ -1,18 +1,12 @@
 #!/usr/bin/env bash
 # Protobuf rules, offline: lint, format, nothing broken since proto/released.binpb (`make release-protos`), gen/ fresh.
-# Google's protos are copied out of the installed googleapis-common-protos, so nothing is fetched and nothing vendored.
 # Usage: PY=.venv/bin/python bash proto/check.sh
 set -euo pipefail
-site=$($PY -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 buf=$(dirname "$PY")/buf
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 export HOME=$tmp
 
-google=.atlas/googleapis/google
-rm -rf .atlas/googleapis && mkdir -p $google/api $google/rpc
-cp "$site"/google/api/{annotations,http,httpbody}.proto $google/api/
-cp "$site"/google/rpc/{error_details,status}.proto $google/rpc/
-
+PY=$PY bash proto/googleapis.sh
 "$buf" lint
 "$buf" format --diff --exit-code proto
 "$buf" build . -o "$tmp/now.binpb"

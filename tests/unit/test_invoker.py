@@ -1,6 +1,8 @@
-"""What an invocation says of places in its code, it says in terms of the source that was deployed."""
+"""What an Invoker makes of a run: places in terms of the deployed source, and logs that leave turns to others."""
 
+import asyncio
 import json
+import logging
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,7 +12,7 @@ import pytest
 from engines.contract import LogLine, Outcome, Result, ScriptError
 from engines.sourcemap import MOST_PLACES, finish_map
 from server.errors import FunctionFailed
-from server.functions.invoke import Body, Invoker, Request
+from server.functions.invoke import LINES_AT_ONCE, Body, Invoker, Request
 from server.settings import Settings
 
 SOURCE_MAP = finish_map(
@@ -63,3 +65,19 @@ async def test_no_more_places_are_translated_than_of_one_stack() -> None:
     crowd = line("<input>:2:1 " * (MOST_PLACES // 2))
     told = await invoke(replace(OK, logs=(crowd,) * 4))
     assert ["f.ts" in line.text for line in told.logs] == [True, True, False, False]
+
+
+async def test_others_have_their_turn_between_lines(caplog: Any) -> None:
+    """A run that wrote thousands of lines does not keep the loop from others while they are logged."""
+    caplog.set_level(logging.INFO, "atlas")
+    lines = tuple(line(str(number)) for number in range(20 * LINES_AT_ONCE))
+    run = asyncio.create_task(invoke(replace(OK, logs=lines, logs_truncated=True), None))
+    turns = 0
+    while not run.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert (await run).outcome is Outcome.OK
+    assert turns >= 20
+    *said, last = [record.getMessage() for record in caplog.records]
+    assert said == [str(number) for number in range(20 * LINES_AT_ONCE)]
+    assert "the rest was dropped" in last

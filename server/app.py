@@ -78,7 +78,7 @@ NEEDED: Final = (
 
 TIDY_S: Final = 3600.0
 
-HEALTH_PROGRAM: Final = b"export default () => true"
+HEALTH_PROGRAM: Final = "export default () => true"
 HEALTH_PROJECT: Final = "00000000-0000-0000-0000-000000000000"
 
 Services: TypeAlias = "Mapping[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]"
@@ -214,7 +214,7 @@ def _probe_control(pool: Pool) -> Probe:
 
 async def _probe_sandbox(engine: Engine, hosts: HostApi, settings: Settings) -> Probe:
     """A run of a trivial function, through the pool like any other."""
-    built = await build(HEALTH_PROGRAM.decode(), "javascript", filename="health.js")
+    built = await build(HEALTH_PROGRAM, "javascript", filename="health.js")
     program = Program(project_id=HEALTH_PROJECT, function_id=HEALTH_PROJECT, version=1, code=built.code)
     limits = limits_of("free", settings)
 

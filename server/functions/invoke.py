@@ -6,10 +6,10 @@ The project and its tier come from the caller's key. Cancelling `invoke` kills t
 """
 
 import asyncio
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
+from uuid import uuid4
 
 import orjson
 
@@ -88,7 +88,7 @@ class Invoker:
 
 
 def _invocation(project_id: str, body: Body, request: Request) -> Invocation:
-    invocation_id = _random_uuid()
+    invocation_id = str(uuid4())
     context = {
         "request": {
             "method": request.method,
@@ -100,13 +100,6 @@ def _invocation(project_id: str, body: Body, request: Request) -> Invocation:
         "project_id": project_id,
     }
     return Invocation(id=invocation_id, input=body.data, input_kind=body.kind, context=orjson.dumps(context))
-
-
-def _random_uuid() -> str:
-    """A version 4 UUID: what `uuid.uuid4` makes, at a third of its cost."""
-    random = os.urandom(16).hex()
-    variant = "89ab"[int(random[16], 16) & 3]
-    return f"{random[:8]}-{random[8:12]}-4{random[13:16]}-{variant}{random[17:20]}-{random[20:]}"
 
 
 def _in_source_terms(result: Result, source_map: bytes | None) -> Result:

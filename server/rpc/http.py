@@ -117,10 +117,10 @@ def answer(value: bytes, metrics: Metrics) -> bytes:
 
 
 def metrics_of(metrics: Metrics) -> dict[str, float | int]:
-    shown: dict[str, float | int] = {"wall_ms": round(metrics.wall_ms, 3), "memory_bytes": metrics.memory_bytes}
+    told: dict[str, float | int] = {"wall_ms": round(metrics.wall_ms, 3), "memory_bytes": metrics.memory_bytes}
     if metrics.fuel_consumed is not None:
-        shown["fuel_consumed"] = metrics.fuel_consumed
-    return shown
+        told["fuel_consumed"] = metrics.fuel_consumed
+    return told
 
 
 def response_metadata(response: Response) -> tuple[str, tuple[tuple[str, str], ...]]:

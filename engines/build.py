@@ -81,10 +81,11 @@ class BuildFault(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """`code` is UTF-8 text of one ES module; `source_map` is for engines.sourcemap."""
+    """`code` is UTF-8 text of one ES module, or a Wasm module; `source_map` is for engines.sourcemap."""
 
     code: bytes
     source_map: bytes | None
+    script: bytes = b""  # of a Wasm module: the text it was made of
 
 
 async def build(source: str, language: Language, *, filename: str) -> Built:

@@ -27,6 +27,7 @@ class Outcome(StrEnum):
     MEMORY_LIMIT = "memory_limit"
     FETCH_LIMIT = "fetch_limit"
     FUEL_LIMIT = "fuel_limit"
+    STACK_LIMIT = "stack_limit"  # recursion that the engine could not turn into an exception; Wasm only
     RESULT_LIMIT = "result_limit"  # the result is larger than `Limits.result_bytes`
     CRASHED = "crashed"  # the sandbox process died under it
     CANCELLED = "cancelled"  # the caller went away
@@ -44,8 +45,9 @@ class Program:
     project_id: str
     function_id: str
     version: int
-    code: bytes  # QuickJS: one UTF-8 script made by engines.build
-    isolation: Isolation = "warm"
+    code: bytes  # one UTF-8 script made by engines.build; Wasm: a module, checked when it was deployed
+    script: bytes = b""  # Wasm made from a script: that script, from which another engine build makes its own module
+    isolation: Isolation = "warm"  # Wasm: always a new instance
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -111,7 +113,7 @@ class ScriptError:
 class LimitHit:
     """Which limit ended the run, what was used of it and what was allowed, both in `unit`."""
 
-    limit: Literal["wall_clock", "cpu", "memory", "fetch_calls", "fuel", "result_size", "queue"]
+    limit: Literal["wall_clock", "cpu", "memory", "fetch_calls", "fuel", "stack", "result_size", "queue"]
     used: float
     allowed: float
     unit: Literal["ms", "bytes", "calls", "units"]

@@ -10,6 +10,8 @@ reaches the caller as "internal" without its text.
     ├─ PermissionDenied     403  a key that may not do this
     ├─ NotFound             404
     ├─ AlreadyExists        409
+    ├─ FailedPrecondition   400  right in itself, but not in the state that things are in
+    ├─ Aborted              409  somebody else is at it; try again
     ├─ ResourceExhausted    429  a limit of the run or of the project
     ├─ Unimplemented        501
     ├─ Unavailable          503  try again after `retry_after_ms`
@@ -26,6 +28,8 @@ Code = Literal[
     "permission_denied",
     "not_found",
     "already_exists",
+    "failed_precondition",
+    "aborted",
     "resource_exhausted",
     "unimplemented",
     "unavailable",
@@ -79,6 +83,14 @@ class NotFound(AtlasError):
 
 class AlreadyExists(AtlasError):
     code = "already_exists"
+
+
+class FailedPrecondition(AtlasError):
+    code = "failed_precondition"
+
+
+class Aborted(AtlasError):
+    code = "aborted"
 
 
 class ResourceExhausted(AtlasError):

@@ -73,7 +73,33 @@ class Settings:
     api_socket: Path | None = field(default=None, metadata=_doc("Unix socket an `api` process serves on (set by `up`)"))
     log_level: str = field(default="info", metadata=_doc("debug, info, warning or error"))
 
+    worker_processes: int = field(
+        default=1, metadata=_doc("Worker processes: asynchronous runs, run records", low=1, high=64)
+    )
+
+    # What operators see
+    runs_keep_hours: int = field(
+        default=72, metadata=_doc("How long records of runs are kept, hours", low=1, high=8760)
+    )
+    runs_keep_mb: int = field(
+        default=256, metadata=_doc("How much of them is kept of one project, MiB; the oldest go", low=1, high=1_000_000)
+    )
+    otlp_endpoint: str = field(
+        default="",
+        metadata=_doc("OTLP over HTTP: where spans go, e.g. `http://localhost:4318`; unset: nowhere"),
+    )
+
     # Functions
+    engine_cache_dir: Path = field(
+        default=Path("build/engines"),
+        metadata=_doc("The built Wasm engine and compiled modules: native code, only ours to write"),
+    )
+    javy: str = field(
+        default="",
+        metadata=_doc(
+            "Path of a `javy` binary that compiles for runtime `wasm` instead of our own compiler; unset: PATH"
+        ),
+    )
     functions_max_cpu_ms: int = field(
         default=0,
         metadata=_doc(

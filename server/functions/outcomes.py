@@ -49,6 +49,11 @@ TABLE: Final[dict[Outcome, tuple[type[AtlasError], str, str]]] = {
         "FUEL_LIMIT",
         "The function used {used} of {allowed} of fuel; make it do less or upgrade the tier",
     ),
+    Outcome.STACK_LIMIT: (
+        ResourceExhausted,
+        "STACK_LIMIT",
+        "The function's recursion is deeper than the engine's stack; make it shallower",
+    ),
     Outcome.RESULT_LIMIT: (
         ResourceExhausted,
         "RESULT_SIZE_LIMIT",

@@ -21,6 +21,8 @@ STATUS: Final[dict[Code, grpc.StatusCode]] = {
     "permission_denied": grpc.StatusCode.PERMISSION_DENIED,
     "not_found": grpc.StatusCode.NOT_FOUND,
     "already_exists": grpc.StatusCode.ALREADY_EXISTS,
+    "failed_precondition": grpc.StatusCode.FAILED_PRECONDITION,
+    "aborted": grpc.StatusCode.ABORTED,
     "resource_exhausted": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "unimplemented": grpc.StatusCode.UNIMPLEMENTED,
     "unavailable": grpc.StatusCode.UNAVAILABLE,

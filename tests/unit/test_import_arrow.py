@@ -11,14 +11,23 @@ ROOT = Path(__file__).parents[2]
 LAYERS = (
     ("server.__main__",),
     ("server.stack",),
-    ("server.app",),
+    ("server.app", "server.worker"),
+    ("server.parts",),
     ("server.rpc",),
     ("server.triggers",),
     ("server.functions",),
     ("server.host",),
-    ("server.workflows", "server.storage", "server.events", "server.projects", "server.tiers"),
+    ("server.workflows", "server.storage", "server.events", "server.projects", "server.runs", "server.tiers"),
     ("server.postgres",),
-    ("server.settings", "server.errors", "server.clock", "server.log", "server.paging", "server.fields"),
+    (
+        "server.settings",
+        "server.errors",
+        "server.clock",
+        "server.log",
+        "server.telemetry",
+        "server.paging",
+        "server.fields",
+    ),
     ("engines",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -1,4 +1,4 @@
-"""The program: `python -m server up | api | migrate | reset`."""
+"""The program: `python -m server up | api | worker | migrate | reset`."""
 
 import signal
 
@@ -15,7 +15,7 @@ from server.settings import Settings, SettingsError, load  # noqa: E402
 
 
 def _up(settings: Settings) -> int:
-    """start the whole stack in the foreground: Postgres, NATS, Valkey, Envoy and the API processes"""
+    """start the whole stack in the foreground: Postgres, NATS, Valkey, Envoy API and worker processes"""
     from server.stack.up import up
 
     return up(settings)
@@ -26,6 +26,14 @@ def _api(settings: Settings) -> int:
     from server.app import run_api
 
     run_api(settings)
+    return 0
+
+
+def _worker(settings: Settings) -> int:
+    """run one worker process (`up` starts these)"""
+    from server.worker import run_worker
+
+    run_worker(settings)
     return 0
 
 
@@ -56,6 +64,7 @@ def _reset(settings: Settings) -> int:
 COMMANDS: Final[Mapping[str, Callable[[Settings], int]]] = {
     "up": _up,
     "api": _api,
+    "worker": _worker,
     "migrate": _migrate,
     "reset": _reset,
 }

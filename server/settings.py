@@ -71,6 +71,9 @@ class Settings:
         metadata=_doc("Sockets and server data; a short path. Default: derived from user and checkout"),
     )
     api_socket: Path | None = field(default=None, metadata=_doc("Unix socket an `api` process serves on (set by `up`)"))
+    worker_socket: Path | None = field(
+        default=None, metadata=_doc("Unix socket by which a `worker` process tells that it works (set by `up`)")
+    )
     log_level: str = field(default="info", metadata=_doc("debug, info, warning or error"))
 
     worker_processes: int = field(

@@ -110,9 +110,11 @@ class Stack:
                 name = Path(f"/proc/{pid}/exe").readlink().name
             except OSError:
                 continue
-            if b"api" in words:
-                socket = next(line for line in variables if line.startswith(b"ATLAS_API_SOCKET="))
-                name = "api-" + Path(os.fsdecode(socket)).stem
+            for kind in ("api", "worker"):
+                if kind.encode() in words:
+                    mark = f"ATLAS_{kind.upper()}_SOCKET=".encode()
+                    socket = next(line for line in variables if line.startswith(mark))
+                    name = f"{kind}-{Path(os.fsdecode(socket)).stem}"
             found[name] = pid
         return found
 

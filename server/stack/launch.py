@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from server.settings import Settings
-from server.stack import api, bootstrap, envoy, nats, postgres, valkey
+from server.stack import api, bootstrap, envoy, nats, postgres, valkey, worker
 from server.stack.account import own_name, servant
 from server.stack.credentials import Credentials
 from server.stack.part import Part
@@ -73,8 +73,8 @@ async def start_servers(settings: Settings, home: Places, secrets: Credentials, 
     return settings
 
 
-async def start_api(settings: Settings, home: Places, supervisor: Supervisor) -> list[Path]:
-    """The API processes and Envoy; the log files of the former."""
+async def start_own(settings: Settings, home: Places, supervisor: Supervisor) -> list[Path]:
+    """API and worker processes, then Envoy; the log files of the former two."""
     account = envoy.front_account(settings.port)
     count = settings.api_processes or min(len(os.sched_getaffinity(0)), MOST_API_PROCESSES)
     sockets = [home.run / "api" / f"{number}.sock" for number in range(count)]
@@ -82,6 +82,10 @@ async def start_api(settings: Settings, home: Places, supervisor: Supervisor) ->
         api.part(f"api-{number}", replace(settings, api_socket=path), home.log(f"api-{number}"), account)
         for number, path in enumerate(sockets)
     ]
+    for number in range(settings.worker_processes):
+        name = f"worker-{number}"
+        path = home.run / "worker" / f"{number}.sock"
+        parts.append(worker.part(name, replace(settings, worker_socket=path), home.log(name)))
     await _start_together(parts, supervisor)
     front = envoy.Front(
         host=settings.host,

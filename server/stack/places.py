@@ -25,7 +25,20 @@ SHORT_PLACE: Final = Path("/var/tmp")  # noqa: S108 - _claim refuses what is not
 SOCKET_PATH_BYTES: Final = 107
 LONGEST_SOCKET: Final = "pg/.s.PGSQL.5432.lock"
 
-_OURS: Final = ("postgres", "nats", "valkey", "envoy", "log", "bin", "pg", "kv", "api", "nats.conf", "valkey.conf")
+_OURS: Final = (
+    "postgres",
+    "nats",
+    "valkey",
+    "envoy",
+    "log",
+    "bin",
+    "pg",
+    "kv",
+    "api",
+    "worker",
+    "nats.conf",
+    "valkey.conf",
+)
 _STATE: Final = ("env", "secrets.json")
 _PROJECT: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -69,7 +82,7 @@ class Places:
         shared = 0o711 if root else 0o700
         for path, mode in {self.data: shared, self.run: shared, self.state: 0o700}.items():
             _claim(path, mode)
-        for path, mode in ((self.logs, 0o711), (self.run / "api", 0o711)):
+        for path, mode in ((self.logs, 0o711), (self.run / "api", 0o711), (self.run / "worker", 0o700)):
             directory(path, None, mode)
 
     def delete(self, functions_dir: Path | None) -> None:

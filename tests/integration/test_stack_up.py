@@ -22,7 +22,7 @@ from server.stack.binaries import in_wheel
 from tests.fix_up import ROOT, Stack
 
 MakeStack = Callable[..., Stack]
-PARTS = ("postgres", "nats-server", "valkey-server", "envoy", "api-0")
+PARTS = ("postgres", "nats-server", "valkey-server", "envoy", "api-0", "worker-0")
 
 
 def healthy(stack: Stack) -> bool:
@@ -34,7 +34,7 @@ def healthy(stack: Stack) -> bool:
 
 def running_invocations(stack: Stack) -> int:
     report = httpx.get(f"{stack.url}/healthz", trust_env=False).json()
-    return sum(int(count) for state, count in report["sandbox"]["children"].items() if state in ("running", "waiting"))
+    return sum(int(count) for state, count in report["sandbox"]["quickjs"]["children"].items() if state in ("running", "waiting"))
 
 
 def psql(url: str, command: str) -> str:

@@ -12,7 +12,7 @@ LAYERS = (
     ("server.__main__",),
     ("server.stack",),
     ("server.app", "server.worker"),
-    ("server.parts",),
+    ("server.parts", "server.process"),
     ("server.rpc",),
     ("server.triggers",),
     ("server.functions",),

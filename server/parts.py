@@ -1,0 +1,155 @@
+"""What API processes and workers both stand on: engines, host API, Postgres, Valkey, NATS, and who runs functions.
+
+They start in the order of dependence and end in the reverse of it, whatever failed in between.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from engines.build import build
+from engines.contract import Engine
+from engines.quickjs.engine import QuickJS
+from engines.runtimes import Runtime
+from server.events.bus import EventBus
+from server.functions.artifacts import Artifacts
+from server.functions.catalog import Catalog
+from server.functions.invoke import Invoker
+from server.functions.registry import Registry
+from server.host.api import HostApi
+from server.host.database import Database
+from server.host.fetch import Fetcher
+from server.host.keyvalue import KeyValue
+from server.log import logger
+from server.postgres.changes import Changes
+from server.postgres.control import Pool, open_pool
+from server.postgres.tenants import Tenants
+from server.projects import Keyring, Projects
+from server.settings import Settings
+
+log = logger("parts")
+
+NEEDED: Final = ("master_key", "database_url", "tenant_database_url", "redis_url", "nats_url")
+"""Settings without which nothing of this can start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """All of it, started."""
+
+    settings: Settings
+    runtimes: Mapping[str, Runtime]
+    pool: Pool
+    tenants: Tenants
+    keyvalue: KeyValue
+    bus: EventBus
+    hosts: HostApi
+    projects: Projects
+    keyring: Keyring
+    artifacts: Artifacts
+    registry: Registry
+    invoker: Invoker
+
+    @property
+    def engines(self) -> dict[str, Engine]:
+        return {name: runtime.engine for name, runtime in self.runtimes.items()}
+
+
+async def start(settings: Settings, stack: AsyncExitStack) -> Parts:
+    """Every part; `stack` closes them. Call from the main thread: sandboxes die with the thread that started them."""
+    runtimes = await _start_runtimes(settings, stack)
+
+    pool = await stack.enter_async_context(open_pool(settings.database_url))
+    tenants = Tenants(settings.tenant_database_url, secret=bytes.fromhex(settings.master_key))
+    await tenants.start()
+    database, keyvalue, fetcher = Database(tenants), KeyValue(settings.redis_url), _fetcher(settings)
+    for part in (database, keyvalue, fetcher):
+        stack.push_async_callback(part.close)
+    bus = EventBus(settings.nats_url)
+    stack.push_async_callback(bus.close)
+    await bus.start()
+
+    changes = Changes(settings.database_url)
+    artifacts = Artifacts(settings.functions_dir)
+    registry = Registry(pool, changes, artifacts)
+    engines = [runtime.engine for runtime in runtimes.values()]
+    catalog = Catalog(registry, artifacts, changes, retire=_retire_in(engines))
+    keyring = Keyring(pool, changes)
+    projects = Projects(pool, changes, tenants, removals=(keyvalue.clear, artifacts.remove_project))
+    stack.push_async_callback(changes.close)
+    await changes.start()
+
+    hosts = HostApi(database, keyvalue, fetcher)
+    return Parts(
+        settings=settings,
+        runtimes=runtimes,
+        pool=pool,
+        tenants=tenants,
+        keyvalue=keyvalue,
+        bus=bus,
+        hosts=hosts,
+        projects=projects,
+        keyring=keyring,
+        artifacts=artifacts,
+        registry=registry,
+        invoker=Invoker(
+            catalog=catalog,
+            engines={name: runtime.engine for name, runtime in runtimes.items()},
+            hosts=hosts,
+            settings=settings,
+        ),
+    )
+
+
+async def _start_runtimes(settings: Settings, stack: AsyncExitStack) -> dict[str, Runtime]:
+    quickjs = QuickJS(
+        spares=settings.sandbox_spares or len(os.sched_getaffinity(0)) + 2,
+        max_children=settings.sandbox_max_children,
+        max_children_per_project=settings.sandbox_max_children_per_project,
+        queue_ms=settings.functions_queue_ms,
+        unsafe=settings.unsafe_sandbox,
+    )
+    runtimes = {"quickjs": Runtime(engine=quickjs, build=build)}
+    for runtime in runtimes.values():
+        stack.push_async_callback(runtime.engine.close)
+        await runtime.engine.start()
+    log.info("sandbox.ready", "The sandbox is ready", **quickjs.report())
+    return runtimes
+
+
+def _retire_in(engines: list[Engine]) -> Callable[[str, str | None], None]:
+    def retire(project_id: str, function_id: str | None) -> None:
+        for engine in engines:
+            engine.retire(project_id, function_id)
+
+    return retire
+
+
+def _fetcher(settings: Settings) -> Fetcher:
+    urls = (settings.database_url, settings.tenant_database_url, settings.redis_url, settings.nats_url)
+    ports = {port for url in urls if (port := urlsplit(url).port) is not None}
+    return Fetcher(allowed=settings.fetch_allow_cidrs, own_ports=frozenset({settings.port, *ports}))
+
+
+def repeat(work: Callable[[], Awaitable[object]], every_s: float, name: str, stack: AsyncExitStack) -> None:
+    """Do `work` now and every so often until the stack is closed. A failure is logged and the next try is on time."""
+
+    async def go_on() -> None:
+        while True:
+            try:
+                await work()
+            except Exception:
+                log.exception("repeat.failed", f"{name} failed; it is tried again in {every_s:g} s")
+            await asyncio.sleep(every_s)
+
+    task = asyncio.create_task(go_on(), name=name)
+    stack.push_async_callback(_end, task)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])

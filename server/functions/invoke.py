@@ -46,6 +46,29 @@ class Body:
     data: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Who wants which function run, with what, and what is known of the asking."""
+
+    project_id: str
+    tier: Tier | None
+    slug: str
+    body: Body
+    request: Request
+    trigger: str = "http"  # or `grpc`, `async`, the id of a trigger
+    request_id: str = ""
+    traceparent: str = ""  # W3C, checked
+    run_id: str = field(default_factory=lambda: str(uuid4()))
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A run that ended OK."""
+
+    run_id: str
+    result: Result
+
+
 class Hosts(Protocol):
     """Makes the capabilities of one invocation: `server.host.api.HostApi`."""
 
@@ -61,12 +84,12 @@ class Invoker:
             tier: limits_of(tier, settings) for tier in (None, "free", "pro", "enterprise")
         }
 
-    async def invoke(self, project_id: str, tier: Tier | None, slug: str, body: Body, request: Request) -> Result:
-        """The Result of a run that ended OK; every other outcome is raised as the error its caller is told.
+    async def invoke(self, call: Call) -> Finished:
+        """A run that ended OK; every other outcome is raised as the error its caller is told, with its `run_id`.
 
         NotFound when the project has no function of that slug.
         """
-        resolved = await self._catalog.resolve(project_id, slug)
+        resolved = await self._catalog.resolve(call.project_id, call.slug)
         engine = self._engines.get(resolved.function.runtime)
         if engine is None:
             raise Unimplemented(
@@ -74,32 +97,32 @@ class Invoker:
                 reason="RUNTIME_UNAVAILABLE",
                 metadata={"runtime": resolved.function.runtime},
             )
-        limits = self._limits[tier]
-        invocation = _invocation(project_id, body, request)
+        limits = self._limits[call.tier]
         result = await engine.invoke(
-            resolved.program, invocation, limits, self._hosts.for_invocation(project_id, limits)
+            resolved.program, _invocation(call), limits, self._hosts.for_invocation(call.project_id, limits)
         )
         if result.logs or result.error is not None:
             result = _in_source_terms(result, resolved.source_map)
-            await _log_output(resolved, invocation.id, result)
+            await _log_output(resolved, call.run_id, result)
         if result.outcome is Outcome.OK:
-            return result
-        raise error_of(result)
+            return Finished(call.run_id, result)
+        error = error_of(result)
+        error.metadata["run_id"] = call.run_id
+        raise error
 
 
-def _invocation(project_id: str, body: Body, request: Request) -> Invocation:
-    invocation_id = str(uuid4())
+def _invocation(call: Call) -> Invocation:
     context = {
         "request": {
-            "method": request.method,
-            "path": request.path,
-            "query": request.query,
-            "headers": request.headers,
+            "method": call.request.method,
+            "path": call.request.path,
+            "query": call.request.query,
+            "headers": call.request.headers,
         },
-        "invocation_id": invocation_id,
-        "project_id": project_id,
+        "invocation_id": call.run_id,
+        "project_id": call.project_id,
     }
-    return Invocation(id=invocation_id, input=body.data, input_kind=body.kind, context=orjson.dumps(context))
+    return Invocation(id=call.run_id, input=call.body.data, input_kind=call.body.kind, context=orjson.dumps(context))
 
 
 def _in_source_terms(result: Result, source_map: bytes | None) -> Result:

@@ -5,7 +5,7 @@ from google.api import httpbody_pb2
 from atlas.functions.v1 import invocation_service_pb2 as pb
 from atlas.functions.v1 import invocation_service_pb2_grpc
 from engines.contract import Metrics, Response
-from server.functions.invoke import Body, Invoker, Request
+from server.functions.invoke import Body, Call, Invoker, Request
 from server.rpc.access import principal
 from server.rpc.boundary import Context, headers
 from server.rpc.http import answer, body_of, request_of, response_metadata, shown
@@ -20,7 +20,11 @@ class InvocationService(invocation_service_pb2_grpc.InvocationServiceServicer):
         caller = principal()
         body = Body(kind="json", data=to_json(request.input, field="input"))
         seen = Request(path=request.path, headers=shown(headers()))
-        result = await self._invoker.invoke(caller.project_id, caller.tier, request.slug, body, seen)
+        call = Call(
+            project_id=caller.project_id, tier=caller.tier, slug=request.slug, body=body, request=seen, trigger="grpc"
+        )
+        finished = await self._invoker.invoke(call)
+        result = finished.result
         answered = pb.InvokeResponse()
         _fill_metrics(answered.metrics, result.metrics)
         if result.response is not None:
@@ -34,7 +38,8 @@ class InvocationService(invocation_service_pb2_grpc.InvocationServiceServicer):
         content_type = request.body.content_type
         body = await body_of(content_type, request.body.data)
         seen = request_of(headers(), request.rest, content_type)
-        result = await self._invoker.invoke(caller.project_id, caller.tier, request.slug, body, seen)
+        call = Call(project_id=caller.project_id, tier=caller.tier, slug=request.slug, body=body, request=seen)
+        result = (await self._invoker.invoke(call)).result
         if result.response is not None:
             content_type, metadata = response_metadata(result.response)
             await context.send_initial_metadata(metadata)

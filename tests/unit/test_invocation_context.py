@@ -4,14 +4,16 @@ import uuid
 
 import orjson
 
-from server.functions.invoke import Body, Request, _invocation
+from server.functions.invoke import Body, Call, Request, _invocation
 
-BODY = Body(kind="json", data=b"1")
+
+def call(request: Request) -> Call:
+    return Call(project_id="p", tier=None, slug="f", body=Body(kind="json", data=b"1"), request=request)
 
 
 def test_the_context_names_request_project_and_invocation() -> None:
     request = Request(method="PUT", path="/a", query={"q": "1"}, headers={"x": "y"})
-    made = _invocation("p", BODY, request)
+    made = _invocation(call(request))
     assert orjson.loads(made.context) == {
         "request": {"method": "PUT", "path": "/a", "query": {"q": "1"}, "headers": {"x": "y"}},
         "invocation_id": made.id,
@@ -21,7 +23,7 @@ def test_the_context_names_request_project_and_invocation() -> None:
 
 
 def test_ids_are_random_uuids() -> None:
-    ids = [uuid.UUID(_invocation("p", BODY, Request()).id) for _ in range(200)]
+    ids = [uuid.UUID(_invocation(call(Request())).id) for _ in range(200)]
     assert len(set(ids)) == len(ids)
     assert {(found.version, found.variant) for found in ids} == {(4, uuid.RFC_4122)}
     assert {str(found)[19] for found in ids} == set("89ab")

@@ -12,7 +12,7 @@ import pytest
 from engines.contract import LogLine, Outcome, Result, ScriptError
 from engines.sourcemap import MOST_PLACES, finish_map
 from server.errors import FunctionFailed
-from server.functions.invoke import LINES_AT_ONCE, Body, Invoker, Request
+from server.functions.invoke import LINES_AT_ONCE, Body, Call, Invoker, Request
 from server.settings import Settings
 
 SOURCE_MAP = finish_map(
@@ -41,7 +41,8 @@ async def invoke(result: Result, source_map: bytes | None = SOURCE_MAP) -> Resul
         hosts=cast(Any, SimpleNamespace(for_invocation=lambda *_: None)),
         settings=Settings(),
     )
-    return await invoker.invoke("p", "free", "f", Body(kind="json", data=b"null"), Request())
+    call = Call(project_id="p", tier="free", slug="f", body=Body(kind="json", data=b"null"), request=Request())
+    return (await invoker.invoke(call)).result
 
 
 async def test_logs_name_places_of_the_source() -> None:

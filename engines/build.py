@@ -34,7 +34,7 @@ OUTPUT_LIMIT_BYTES: Final = 16 * 1024 * 1024
 DIAGNOSTICS_LIMIT: Final = 20
 
 _MACHINES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}
-_BINARY = (
+ESBUILD: Final = (
     Path(__file__).resolve().parent.parent
     / "node_modules"
     / "@esbuild"
@@ -42,6 +42,8 @@ _BINARY = (
     / "bin"
     / "esbuild"
 )
+"""Of this checkout; `make setup` puts it there."""
+
 _MAP_MARK = b"//# sourceMappingURL=data:application/json;base64,"
 _CLAUSE = r"(?:[\w$]+|(?:[\w$]+, )?(?:\* as [\w$]+|\{[^}]*\}))"
 _STATIC_IMPORT = re.compile(
@@ -130,7 +132,7 @@ async def _transform(source: str, *options: str) -> tuple[bytes, list[_Problem]]
     fixed = ("--format=esm", "--target=es2024", "--charset=utf8", "--legal-comments=none", "--tsconfig-raw={}")
     told = ("--color=false", "--log-level=warning", f"--log-limit={DIAGNOSTICS_LIMIT}")
     with _memory_file(source.encode("utf-8", "replace")) as stdin, _memory_file() as stdout, _memory_file() as stderr:
-        status = await _run([_BINARY, *fixed, *told, *options], stdin, stdout, stderr)
+        status = await _run([ESBUILD, *fixed, *told, *options], stdin, stdout, stderr)
         if status is None:
             raise CompileError((_Source(source).diagnostic(f"Compiling takes longer than {TIME_LIMIT_S:g} s", 1, 0),))
         output, errors = (_content(file) for file in (stdout, stderr))

@@ -153,7 +153,7 @@ async def test_a_compiler_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, t
     slow = tmp_path / "esbuild"
     slow.write_text("#!/bin/sh\nexec sleep 60\n")
     slow.chmod(0o700)
-    monkeypatch.setattr(compiler, "_BINARY", slow)
+    monkeypatch.setattr(compiler, "ESBUILD", slow)
     monkeypatch.setattr(compiler, "TIME_LIMIT_S", 0.1)
     started = time.monotonic()
     assert (await diagnostics("export default 1"))[0].message == "Compiling takes longer than 0.1 s"
@@ -161,7 +161,7 @@ async def test_a_compiler_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, t
 
 
 async def test_a_missing_compiler_is_our_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(compiler, "_BINARY", tmp_path / "none")
+    monkeypatch.setattr(compiler, "ESBUILD", tmp_path / "none")
     with pytest.raises(compiler.BuildFault, match="esbuild cannot be started"):
         await compiled("export default 1")
 

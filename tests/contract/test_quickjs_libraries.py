@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.build import _BINARY, build
+from engines.build import ESBUILD, build
 from tests.fix_quickjs_child import Child
 
 ROOT = Path(__file__).parents[2]
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def bundled(entry: str) -> str:
     """The entry and what it imports from node_modules as one file, as an author would make it."""
     return subprocess.run(
-        [_BINARY, "--bundle", "--format=esm", "--platform=neutral", "--main-fields=module,main"],
+        [ESBUILD, "--bundle", "--format=esm", "--platform=neutral", "--main-fields=module,main"],
         input=entry,
         capture_output=True,
         text=True,

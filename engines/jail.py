@@ -40,16 +40,17 @@ def uid_block(supervisor_pid: int) -> range:
 class Jail:
     """Made by `enter`. One for each zygote."""
 
-    def __init__(self, uids: range) -> None:
+    def __init__(self, uids: range, profile: seccomp.Profile) -> None:
         self.layers: dict[str, str] = {}
         self._uids = uids
+        self._profile = profile
         self._filter = b""
         self._pid = 0
 
     @classmethod
-    def enter(cls, supervisor_pid: int) -> "Jail":
+    def enter(cls, supervisor_pid: int, profile: seccomp.Profile) -> "Jail":
         """Leave the supervisor's namespaces. The first child forked afterwards is the zygote if `pidns` is on."""
-        jail = cls(uid_block(supervisor_pid))
+        jail = cls(uid_block(supervisor_pid), profile)
         supervisor_can_kill = linux.has_capability(linux.CAP_KILL)  # it has what we had when we started
         jail.layers |= namespaces.enter(jail._uids)
         jail.layers["uid"] = _uid_layer(jail._uids, supervisor_can_kill=supervisor_can_kill)
@@ -66,7 +67,7 @@ class Jail:
         linux.prctl(linux.PR_SET_DUMPABLE, 0)
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
         self.layers["no_new_privs"] = "on"
-        self.layers["mdwe"] = namespaces.attempt(lambda: linux.prctl(linux.PR_SET_MDWE, linux.PR_MDWE_REFUSE_EXEC_GAIN))
+        self.layers["mdwe"] = self._refuse_new_code()
         try:
             self.layers["landlock"] = f"abi{landlock.deny_all()}"
         except OSError as why:
@@ -89,10 +90,15 @@ class Jail:
         if self.layers["seccomp"] == "on":
             seccomp.install(self._filter)
 
+    def _refuse_new_code(self) -> str:
+        if self._profile.makes_code:
+            return "off: it loads compiled code"
+        return namespaces.attempt(lambda: linux.prctl(linux.PR_SET_MDWE, linux.PR_MDWE_REFUSE_EXEC_GAIN))
+
     def _try_filter(self) -> str:
         """Prove on a child that the filter can be installed and that it kills."""
         try:
-            self._filter = seccomp.compile_here(seccomp.SCRIPT)
+            self._filter = seccomp.compile_here(self._profile)
         except KeyError:
             return f"off: no system call table for {os.uname().machine}"
         child = os.fork()

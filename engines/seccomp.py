@@ -55,14 +55,15 @@ class Argument:
 
 
 class Profile:
-    """What a kind of worker may call, by name."""
+    """What a kind of worker may call, by name. One that `makes_code` may turn what it wrote into code."""
 
-    __slots__ = ("allow", "allow_if", "deny")
+    __slots__ = ("allow", "allow_if", "deny", "makes_code")
 
-    def __init__(self, *, allow: str, allow_if: dict[str, Argument], deny: str) -> None:
+    def __init__(self, *, allow: str, allow_if: dict[str, Argument], deny: str, makes_code: bool = False) -> None:
         self.allow = allow.split()
         self.allow_if = allow_if
         self.deny = deny.split()
+        self.makes_code = makes_code
 
 
 _PROT_EXEC = 4

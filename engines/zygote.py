@@ -29,9 +29,9 @@ _MESSAGE_BYTES = 64 * 1024
 
 _BOOT = """
 import sys
-sys.path.extend(sys.argv[4:])
+sys.path.extend(sys.argv[5:])
 from engines import zygote_main
-zygote_main.main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+zygote_main.main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
 """
 
 
@@ -93,14 +93,16 @@ class Zygote:
         self._loop.add_reader(self._pidfd, self._on_death)
 
     @classmethod
-    async def launch(cls, module: str, *, unsafe: bool = False) -> "Zygote":
+    async def launch(cls, module: str, *, unsafe: bool = False, argument: str = "") -> "Zygote":
         """Start the zygote of `module` and wait until it is jailed. Call from the main thread: it dies with its caller.
+
+        `argument`, unless it is empty, is handed to the module's `preload`.
 
         Raises ZygoteError saying what is wrong, e.g. without seccomp unless `unsafe`. Cancelling ends the process.
         """
         if threading.current_thread() is not threading.main_thread():
             raise ZygoteError("a zygote dies with the thread that launched it: launch it from the main thread")
-        process, control, stderr = _start(module)
+        process, control, stderr = _start(module, argument)
         zygote = cls(process, control, stderr)
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
@@ -246,7 +248,7 @@ class Zygote:
             self._all_dead.set()
 
 
-def _start(module: str) -> "tuple[subprocess.Popen[bytes], socket.socket, int]":
+def _start(module: str, argument: str) -> "tuple[subprocess.Popen[bytes], socket.socket, int]":
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     control.setblocking(False)
     stderr, their_stderr = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -254,7 +256,7 @@ def _start(module: str) -> "tuple[subprocess.Popen[bytes], socket.socket, int]":
     paths = [checkout, *(path for path in sys.path if path and Path(path).is_dir() and path != checkout)]
     try:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _BOOT, str(theirs.fileno()), str(os.getpid()), module, *paths],
+            [sys.executable, "-I", "-S", "-c", _BOOT, str(theirs.fileno()), str(os.getpid()), module, argument, *paths],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=their_stderr,

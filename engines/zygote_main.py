@@ -12,8 +12,9 @@ It talks to its supervisor over a SOCK_SEQPACKET socket, one JSON object a messa
                           {"op": "exit", "id", "status", "cpu_ms", "maxrss_bytes"}   status as os.waitstatus_to_exitcode
 
 A worker has the socket as fd 3 and runs `serve(3)` of the program's module, of which `preload()` ran before the jail
-closed. It dies with the zygote, and the zygote with its supervisor, whichever way that ends: by the parent-death
-signal, by the end of the pid namespace and by end-of-file on the control socket.
+closed. The module may have a `PROFILE`, the system calls its workers may make (engines/seccomp.py). A worker dies with
+the zygote, and the zygote with its supervisor, whichever way that ends: by the parent-death signal, by the end of the
+pid namespace and by end-of-file on the control socket.
 
 Whatever is imported here is mapped into every worker: no asyncio, logging, random, typing or dataclasses.
 """
@@ -32,7 +33,7 @@ import sys
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 
-from engines import linux, probe
+from engines import linux, probe, seccomp
 from engines.jail import WORKER_SLOTS, Jail
 
 TYPE_CHECKING = False  # `typing` is not worth its memory here
@@ -46,15 +47,15 @@ _CLOSE_RANGE = 436
 Serve = Callable[[int], None]
 
 
-def main(control_fd: int, supervisor_pid: int, module: str) -> None:
+def main(control_fd: int, supervisor_pid: int, module: str, argument: str) -> None:
     """Become the zygote of `module`; returns when the supervisor has gone and every worker is reaped."""
     _die_with(supervisor_pid)
     os.environ.clear()  # Python has put LC_CTYPE there
     control = socket.socket(fileno=control_fd)
     program = importlib.import_module(module)
-    program.preload()
+    program.preload(*(argument,) if argument else ())
     probe.preload()
-    jail = Jail.enter(supervisor_pid)
+    jail = Jail.enter(supervisor_pid, getattr(program, "PROFILE", seccomp.SCRIPT))
     if jail.layers["pidns"] == "on":
         _become_first_process(control)
     jail.close()

@@ -23,11 +23,13 @@ DEADLY = {
 }  # fmt: skip
 
 
-def verdict(machine: str, number: int, *arguments: int, arch: int | None = None) -> int:
+def verdict(
+    machine: str, number: int, *arguments: int, arch: int | None = None, profile: seccomp.Profile = seccomp.SCRIPT
+) -> int:
     """What the kernel does with a call: a classic BPF machine over struct seccomp_data."""
     words = (*arguments, *[0] * (6 - len(arguments)))
     data = struct.pack("<iIQ6Q", number, seccomp.AUDIT_ARCH[machine] if arch is None else arch, 0, *words)
-    program = seccomp.assemble(seccomp.SCRIPT, machine)
+    program = seccomp.assemble(profile, machine)
     accumulator = position = 0
     while True:
         code, if_true, if_false, operand = program[position]

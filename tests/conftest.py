@@ -5,6 +5,7 @@ pytest_plugins = [
     "tests.fix_quickjs_child",
     "tests.fix_sandbox",
     "tests.fix_control",
+    "tests.fix_engines",
     "tests.fix_functions",
     "tests.fix_stack",
     "tests.fix_tenants",

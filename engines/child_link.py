@@ -89,7 +89,7 @@ class ChildLink(asyncio.Protocol):
         if not run.boot_ms:
             run.queue_ms = now - run.queued_ms
         self._arm(now + run.limits.wall_ms)
-        self._send(messages.invoke(self._inv, invocation, run.limits.cpu_ms))
+        self._send(messages.invoke(self._inv, invocation, run.limits))
 
     def stop(self, verdict: Outcome) -> None:
         """End the run. A child that waits for the host is asked and has GRACE_MS; one that computes is killed at once.

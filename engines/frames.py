@@ -7,7 +7,7 @@
 
     direction  type      inv  call  payload
     S → C      BIND      0    0     u32 n, JSON[n] {"memory_bytes","log_bytes","result_bytes","isolation"}, code
-    S → C      INVOKE    i    0     u32 n, JSON[n] {"cpu_ms","kind":"json|text|bytes"}, u32 m, ctx JSON[m], input
+    S → C      INVOKE    i    0     u32 n, JSON[n] {"cpu_ms","wall_ms","fuel","kind"}, u32 m, ctx JSON[m], input
     S → C      HOSTRES   i    c     u8 ok (1 | 0), JSON text: the value, or {"code","message"}
     S → C      CANCEL    i    0     empty: stop waiting for host calls and answer ERROR cancelled
     C → S      READY     0    0     JSON {"memory_bytes", "boot_us"}: bound and loaded; or ERROR with inv 0
@@ -15,8 +15,8 @@
     C → S      RESULT    i    0     u32 n, JSON[n] meta, value JSON text or Response body
     C → S      ERROR     i    0     JSON meta + {"outcome", "error": {"name","message","stack","code"?}, "used"?}
 
-meta is {"wall_us","cpu_us","memory_bytes","kind":"json|response","status"?,"headers"?,"logs":[[level,text,at_us],…],
-"truncated"}. The child is hostile: whoever reads these frames checks every field, and a frame that breaks a rule of
+INVOKE's kind, of the input, is "json", "text" or "bytes"; meta is {"wall_us","cpu_us","memory_bytes","fuel"?,
+"kind":"json|response","status"?,"headers"?,"logs":[[level,text,at_us],…],"truncated"}. The child is hostile: whoever reads these frames checks every field, and a frame that breaks a rule of
 this table raises FrameError, after which the only right thing to do is to kill the child.
 
 The child side is a program of its own (engines/quickjs/child.py) and reads the same table; both import this module,

@@ -36,8 +36,11 @@ CHILD_OUTCOMES: Final = frozenset(
         Outcome.EXCEPTION,
         Outcome.LOAD_FAILED,
         Outcome.NEVER_SETTLES,
+        Outcome.WALL_LIMIT,
         Outcome.CPU_LIMIT,
         Outcome.MEMORY_LIMIT,
+        Outcome.FUEL_LIMIT,
+        Outcome.STACK_LIMIT,
         Outcome.RESULT_LIMIT,
         Outcome.CANCELLED,
     }
@@ -67,6 +70,7 @@ class Meta:
     memory_bytes: int
     logs: tuple[LogLine, ...]
     truncated: bool
+    fuel: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +103,9 @@ def bind(program: Program, limits: Limits) -> bytes:
     return encode(Type.BIND, payload=b"".join((LENGTH.pack(len(head)), head, program.code)))
 
 
-def invoke(inv: int, invocation: Invocation, cpu_ms: int) -> bytes:
-    head = b'{"cpu_ms":%d,"kind":"%s"}' % (cpu_ms, invocation.input_kind.encode())
+def invoke(inv: int, invocation: Invocation, limits: Limits) -> bytes:
+    bounds = (limits.cpu_ms, limits.wall_ms, limits.fuel)
+    head = b'{"cpu_ms":%d,"wall_ms":%d,"fuel":%d,"kind":"%s"}' % (*bounds, invocation.input_kind.encode())
     context = invocation.context
     payload = b"".join((LENGTH.pack(len(head)), head, LENGTH.pack(len(context)), context, invocation.input))
     return encode(Type.INVOKE, inv, 0, payload)
@@ -244,6 +249,7 @@ def _meta(told: dict[str, object]) -> Meta:
         int(_number(told, "memory_bytes")),
         tuple(map(_log_line, lines)) if lines else _NO_LOGS,
         told.get("truncated") is True,
+        int(_number(told, "fuel")) if "fuel" in told else None,
     )
 
 

@@ -136,6 +136,15 @@ class Run(Request):
             case Outcome.MEMORY_LIMIT:
                 memory_bytes = metrics.memory_bytes if event.used is None else event.used
                 limit = LimitHit(limit="memory", used=memory_bytes, allowed=limits.memory_bytes, unit="bytes")
+            case Outcome.FUEL_LIMIT:
+                fuel = limits.fuel if event.used is None else event.used
+                limit = LimitHit(limit="fuel", used=fuel, allowed=limits.fuel, unit="units")
+            case Outcome.STACK_LIMIT:
+                used_bytes = 0.0 if event.used is None else event.used
+                limit = LimitHit(limit="stack", used=used_bytes, allowed=used_bytes, unit="bytes")
+            case Outcome.WALL_LIMIT:
+                used_ms = max(metrics.wall_ms, limits.wall_ms)
+                limit = LimitHit(limit="wall_clock", used=used_ms, allowed=limits.wall_ms, unit="ms")
             case Outcome.RESULT_LIMIT:
                 size_bytes = limits.result_bytes + 1 if event.used is None else event.used
                 limit = LimitHit(limit="result_size", used=size_bytes, allowed=limits.result_bytes, unit="bytes")
@@ -174,6 +183,7 @@ class Run(Request):
             queue_ms=self.queue_ms,
             boot_ms=self.boot_ms,
             host_calls=self.host_calls,
+            fuel_consumed=meta.fuel if meta else None,
         )
         logs, truncated = self._logs(meta) if meta else ((), False)
         return Result(outcome=outcome, error=error, limit=limit, metrics=metrics, logs=logs, logs_truncated=truncated)
@@ -196,6 +206,7 @@ class Run(Request):
             queue_ms=self.queue_ms,
             boot_ms=self.boot_ms,
             host_calls=self.host_calls,
+            fuel_consumed=meta.fuel,
         )
 
     def _logs(self, meta: Meta) -> tuple[tuple[LogLine, ...], bool]:

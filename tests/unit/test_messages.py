@@ -46,3 +46,12 @@ def test_arguments_may_be_large_and_ill_formed() -> None:
     assert json.loads(event.calls[0][2]) == json.loads(args)
     raw = parse((Type.HOSTCALL, 1, 0, b'[[1,"fetch","[\\"\\ud800\\"]"]]'))
     assert raw == HostCalls([(1, "fetch", b'["?"]')])
+
+
+def test_fuel_is_told_or_it_is_not() -> None:
+    metered, plain = parse(returned(fuel=7)), parse(returned())
+    assert isinstance(metered, Returned)
+    assert isinstance(plain, Returned)
+    assert (metered.meta.fuel, plain.meta.fuel) == (7, None)
+    with pytest.raises(FrameError, match="fuel"):
+        parse(returned(fuel=-1))

@@ -74,7 +74,7 @@ class Invocation:
     id: str
     input: bytes  # kind json: JSON text; text: UTF-8; bytes: anything (a Uint8Array in JavaScript)
     input_kind: BodyKind = "json"
-    context: bytes = b"{}"  # JSON text of `ctx`
+    context: bytes = field(default=b"{}", repr=False)  # JSON text of `ctx`, secrets included
 
 
 class HostError(Exception):

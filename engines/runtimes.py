@@ -18,6 +18,10 @@ class ModuleRefused(Exception):
     """A module that was deployed as bytes cannot be run here; the message says why, for its author."""
 
 
+class EngineNotReady(Exception):
+    """The engine itself is still being built, which is done once; the message says so to whoever has to wait."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     engine: Engine

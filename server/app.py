@@ -22,6 +22,7 @@ from engines.build import build
 from engines.contract import Invocation, Outcome, Program
 from server import parts, process
 from server.functions.deploy import Deployer
+from server.functions.downloads import Downloads
 from server.log import logger
 from server.parts import Parts
 from server.postgres.control import Pool
@@ -111,9 +112,9 @@ async def _probe_sandbox(started: Parts) -> Probe:
 
 
 def _add_services(boundary: Boundary, started: Parts, probes: Mapping[str, Probe]) -> None:
-    deployer = Deployer(
-        started.registry, started.artifacts, engines=started.engines, build=build, settings=started.settings
-    )
+    runtimes = started.runtimes
+    deployer = Deployer(started.lifecycle, started.artifacts, runtimes=runtimes, settings=started.settings)
+    functions = FunctionService(started.registry, deployer, started.lifecycle, Downloads(started.registry, runtimes))
 
     def report() -> dict[str, Any]:
         return {name: engine.report() for name, engine in started.engines.items()}
@@ -121,9 +122,7 @@ def _add_services(boundary: Boundary, started: Parts, probes: Mapping[str, Probe
     boundary.add(
         invocation_service_pb2_grpc.add_InvocationServiceServicer_to_server, InvocationService(started.invoker)
     )
-    boundary.add(
-        functions_service_pb2_grpc.add_FunctionServiceServicer_to_server, FunctionService(started.registry, deployer)
-    )
+    boundary.add(functions_service_pb2_grpc.add_FunctionServiceServicer_to_server, functions)
     boundary.add(projects_service_pb2_grpc.add_ProjectServiceServicer_to_server, ProjectService(started.projects))
     boundary.add(health_service_pb2_grpc.add_HealthServiceServicer_to_server, HealthService(probes, report))
 

@@ -9,6 +9,7 @@ query filters by project whatever the token says.
 import base64
 import binascii
 import hashlib
+import itertools
 import struct
 import uuid
 from collections.abc import Callable, Sequence
@@ -20,6 +21,9 @@ from server.errors import InvalidArgument
 
 DEFAULT_SIZE: Final = 50
 MAX_SIZE: Final = 200
+MAX_BYTES: Final = 2 * 1024 * 1024
+"""Of a page whose items may be large, so that it fits into a message whatever they hold."""
+
 
 T = TypeVar("T")
 
@@ -69,11 +73,15 @@ class Request:
     size: int
     after: Place
 
-    def page(self, items: Sequence[T], place: Callable[[T], Place]) -> Page[T]:
-        if len(items) <= self.size:
-            return Page(items, "")
+    def page(
+        self, items: Sequence[T], place: Callable[[T], Place], *, weigh: Callable[[T], int] = lambda _: 0
+    ) -> Page[T]:
+        """Up to `size` of them; fewer when more than MAX_BYTES, by `weigh`, would come together, but never none."""
         shown = items[: self.size]
-        return Page(shown, _token(self.name, place(shown[-1])))
+        weights = itertools.accumulate(weigh(item) for item in shown)
+        fitting = sum(weight <= MAX_BYTES for weight in weights)
+        shown = shown[: max(1, fitting)]
+        return Page(shown, _token(self.name, place(shown[-1])) if len(shown) < len(items) else "")
 
 
 def request(name: str, page_size: int, page_token: str, *, first: Place = LATEST) -> Request:

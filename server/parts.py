@@ -19,7 +19,9 @@ from server.events.bus import EventBus
 from server.functions.artifacts import Artifacts
 from server.functions.catalog import Catalog
 from server.functions.invoke import Invoker
+from server.functions.lifecycle import Lifecycle
 from server.functions.registry import Registry
+from server.functions.secrets import Vault
 from server.host.api import HostApi
 from server.host.database import Database
 from server.host.fetch import Fetcher
@@ -52,6 +54,7 @@ class Parts:
     keyring: Keyring
     artifacts: Artifacts
     registry: Registry
+    lifecycle: Lifecycle
     invoker: Invoker
 
     @property
@@ -75,9 +78,10 @@ async def start(settings: Settings, stack: AsyncExitStack) -> Parts:
 
     changes = Changes(settings.database_url)
     artifacts = Artifacts(settings.functions_dir)
-    registry = Registry(pool, changes, artifacts)
+    vault = Vault(bytes.fromhex(settings.master_key))
+    registry = Registry(pool, artifacts)
     engines = [runtime.engine for runtime in runtimes.values()]
-    catalog = Catalog(registry, artifacts, changes, retire=_retire_in(engines))
+    catalog = Catalog(registry, changes, vault=vault, retire=_retire_in(engines))
     keyring = Keyring(pool, changes)
     projects = Projects(pool, changes, tenants, removals=(keyvalue.clear, artifacts.remove_project))
     stack.push_async_callback(changes.close)
@@ -96,6 +100,7 @@ async def start(settings: Settings, stack: AsyncExitStack) -> Parts:
         keyring=keyring,
         artifacts=artifacts,
         registry=registry,
+        lifecycle=Lifecycle(pool, changes, artifacts, vault),
         invoker=Invoker(
             catalog=catalog,
             engines={name: runtime.engine for name, runtime in runtimes.items()},

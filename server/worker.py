@@ -29,7 +29,7 @@ def run_worker(settings: Settings) -> None:
     async def main(stack: AsyncExitStack, stopping: Stopping) -> None:
         started = await parts.start(settings, stack)
         parts.repeat(started.projects.sweep, TIDY_S, "removing what deleted projects left", stack)
-        parts.repeat(started.registry.sweep, TIDY_S, "removing files without a version", stack)
+        parts.repeat(started.lifecycle.sweep, TIDY_S, "removing functions and files that are kept no more", stack)
         await _say_ready(settings, stack)
         await stopping
         log.info("worker.draining", "Finishing what runs, taking nothing new")

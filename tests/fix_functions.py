@@ -10,9 +10,8 @@ from uuid import uuid4
 
 import pytest
 
-from engines.build import Built, CompileError, Diagnostic
+from engines.build import Built, CompileError, Diagnostic, Language
 from engines.contract import (
-    Engine,
     Host,
     Invocation,
     LimitHit,
@@ -22,11 +21,15 @@ from engines.contract import (
     Result,
     ScriptError,
 )
+from engines.runtimes import EngineNotReady, ModuleRefused, Runtime
 from server.functions.artifacts import Artifacts
 from server.functions.catalog import Catalog
 from server.functions.deploy import Deployer
-from server.functions.registry import Function, Registry
-from server.functions.releases import Language
+from server.functions.downloads import Downloads
+from server.functions.lifecycle import Lifecycle
+from server.functions.records import Function
+from server.functions.registry import Registry
+from server.functions.secrets import Vault
 from server.postgres.changes import Changes
 from server.postgres.control import Pool, transaction
 from server.postgres.tenants import schema_of
@@ -39,6 +42,10 @@ LOADS: dict[str, Result] = {
     ),
     "CROWDED": Result(outcome=Outcome.OVERLOADED, limit=LimitHit(limit="queue", used=5000, allowed=5000, unit="ms")),
 }
+
+
+MASTER_KEY = bytes(range(32))
+WASM = b"\0asm\x01\0\0\0"
 
 
 class FakeCompiler:
@@ -63,6 +70,27 @@ class FakeCompiler:
                 tuple(Diagnostic(number, 14, f"Unexpected {number}", "let x = = 1") for number in range(3, 3 + count))
             )
         return Built(code=f"/* {language} {filename} */ {source}".encode(), source_map=b'{"version":3,"mappings":""}')
+
+
+class FakeWasmCompiler:
+    """Makes a module that holds the source, of a script that does; `BUILDING` finds no engine yet."""
+
+    async def __call__(self, source: str, language: Language, *, filename: str) -> Built:
+        if "BUILDING" in source:
+            raise EngineNotReady("its engine is being built")
+        script = f"/* {language} {filename} */ {source}".encode()
+        return Built(code=WASM + script, source_map=b'{"version":3,"mappings":"wasm"}', script=script)
+
+
+async def accept(module: bytes) -> Built:
+    """Takes what begins like a module and wraps it."""
+    if not module.startswith(WASM):
+        raise ModuleRefused("it does not begin with \\0asm")
+    return Built(code=module + b" accepted", source_map=None)
+
+
+async def standalone(program: Program) -> bytes:
+    return WASM + b"alone: " + program.script + program.code
 
 
 class FakeEngine:
@@ -102,6 +130,8 @@ class Node:
     changes: Changes
     artifacts: Artifacts
     registry: Registry
+    lifecycle: Lifecycle
+    downloads: Downloads
     deployer: Deployer
     catalog: Catalog
     root: Path
@@ -113,8 +143,6 @@ class Node:
             "name": "Hello",
             "slug": "hello",
             "runtime": "quickjs",
-            "language": "",
-            "isolation": "",
         }
         return await self.deployer.deploy(self.project_id, "free", **defaults | {"source": source} | fields)
 
@@ -146,13 +174,19 @@ async def add_project(pool: Pool) -> str:
     return project_id
 
 
-async def start_node(project_id: str, pool: Pool, changes: Changes, root: Path) -> Node:
+async def start_node(
+    project_id: str, pool: Pool, changes: Changes, root: Path, *, master_key: bytes = MASTER_KEY
+) -> Node:
     compiler, engine = FakeCompiler(), FakeEngine()
-    engines: dict[str, Engine] = {"quickjs": engine}
-    artifacts = Artifacts(root)
-    registry = Registry(pool, changes, artifacts)
-    deployer = Deployer(registry, artifacts, engines=engines, build=compiler, settings=Settings())
-    catalog = Catalog(registry, artifacts, changes, retire=engine.retire)
+    runtimes = {
+        "quickjs": Runtime(engine=engine, build=compiler),
+        "wasm": Runtime(engine=engine, build=FakeWasmCompiler(), accept=accept, standalone=standalone),
+    }
+    artifacts, vault = Artifacts(root), Vault(master_key)
+    registry = Registry(pool, artifacts)
+    lifecycle = Lifecycle(pool, changes, artifacts, vault)
+    deployer = Deployer(lifecycle, artifacts, runtimes=runtimes, settings=Settings())
+    catalog = Catalog(registry, changes, vault=vault, retire=engine.retire)
     await changes.start()
     return Node(
         project_id=project_id,
@@ -160,6 +194,8 @@ async def start_node(project_id: str, pool: Pool, changes: Changes, root: Path) 
         changes=changes,
         artifacts=artifacts,
         registry=registry,
+        lifecycle=lifecycle,
+        downloads=Downloads(registry, runtimes),
         deployer=deployer,
         catalog=catalog,
         root=root,

@@ -1,4 +1,5 @@
-"""Deployed code on this machine's disk, by content: `<root>/<project_id>/<sha256>.js`, its `.map` and its `.source`.
+"""Deployed code on this machine's disk, by content: `<root>/<project_id>/<sha256>.js` or `.wasm`, its `.map` and its
+`.source`, and the `.script` a Wasm module was made of.
 
 A file appears under its name only when all of it is on the disk, and is checked against its name whenever it is read,
 so that a torn, swapped or edited file counts as missing. Folders are opened without following links: what lies in
@@ -18,7 +19,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Final, Literal
 
-Kind = Literal["js", "map", "source"]
+Kind = Literal["js", "wasm", "script", "map", "source"]
 
 TEMPORARY_S: Final = 3600
 """Age after which a file that nobody knows is nobody's work in progress."""
@@ -27,7 +28,7 @@ MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 """Of what is read into memory; larger than any artifact of ours."""
 
 _TEMPORARY: Final = ".tmp-"
-_FILE: Final = re.compile(r"([0-9a-f]{64})\.(?:js|map|source)")
+_FILE: Final = re.compile(r"([0-9a-f]{64})\.(?:js|wasm|script|map|source)")
 _PROJECT: Final = re.compile(r"[0-9a-f-]{36}")
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # NONBLOCK: a FIFO must not hang us
 _WRITE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -2,15 +2,19 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from engines.contract import Program
+import orjson
+
+from engines.contract import Limits, Program
 from server.clock import Clock
 from server.errors import Internal, NotFound
 from server.fields import shown
-from server.functions.artifacts import Artifacts, Kind, sha256_of
-from server.functions.registry import Active, Function, Registry
+from server.functions.records import Active, Function
+from server.functions.registry import Registry
+from server.functions.secrets import SealBroken, Vault
+from server.functions.settings import FunctionSettings
 from server.log import logger
 from server.postgres.cache import Cache
 from server.postgres.changes import Changes
@@ -31,15 +35,28 @@ class Resolved:
     program: Program
     function: Function
     source_map: bytes | None
+    env_json: bytes = field(repr=False)  # `ctx.env`: plain variables and opened secrets
+    _bounded: dict[Limits, Limits] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def settings(self) -> FunctionSettings:
+        return self.function.settings
+
+    def limits_for(self, limits: Limits) -> Limits:
+        """The limits of an invocation, given its tier's; computed once a tier."""
+        bounded = self._bounded.get(limits)
+        if bounded is None:
+            bounded = self._bounded[limits] = self.function.settings.bound(limits)
+        return bounded
 
 
 class Catalog:
     def __init__(
         self,
         registry: Registry,
-        artifacts: Artifacts,
         changes: Changes,
         *,
+        vault: Vault,
         retire: Callable[[str, str | None], None],
         capacity_bytes: int = CAPACITY_BYTES,
         clock: Clock | None = None,
@@ -50,7 +67,7 @@ class Catalog:
         that nothing is kept warm for it. Not told of code that has left the cache: that is not warm for long either.
         """
         self._registry = registry
-        self._artifacts = artifacts
+        self._vault = vault
         self._retire = retire
         self._cache: Cache[tuple[str, str], Resolved] = Cache(
             self._load, trusted=lambda: changes.connected, capacity=capacity_bytes, weigh=_weight, clock=clock
@@ -90,39 +107,44 @@ class Catalog:
         if active is None:
             return None
         if kept is not None and _is_version_of(kept, active):
-            return Resolved(program=kept.program, function=active.function, source_map=kept.source_map)
-        function = active.function
-        code = await self._bytes(project_id, active.sha256, "js")
-        source_map = None if active.map_sha256 is None else await self._bytes(project_id, active.map_sha256, "map")
+            return replace(kept, function=active.function)
+        function, hashes = active.function, active.hashes
+        env_json = self._opened(active)
+        code = await self._registry.artifact(project_id, hashes.code, "wasm" if function.runtime == "wasm" else "js")
+        script = b"" if hashes.script is None else await self._registry.artifact(project_id, hashes.script, "script")
+        source_map = None if hashes.map is None else await self._registry.artifact(project_id, hashes.map, "map")
         program = Program(
             project_id=project_id,
             function_id=function.id,
             version=function.version,
             code=code,
+            script=script,
             isolation=function.isolation,
         )
-        return Resolved(program=program, function=function, source_map=source_map)
+        return Resolved(program=program, function=function, source_map=source_map, env_json=env_json)
 
-    async def _bytes(self, project_id: str, sha256: str, kind: Kind) -> bytes:
-        """From this machine's disk, else from the copy that all nodes share, which is put on the disk."""
-        if (data := await self._artifacts.read(project_id, sha256, kind)) is not None:
-            return data
-        data = await self._registry.shared_copy(project_id, sha256)
-        if data is None or sha256_of(data) != sha256:
-            raise Internal(
-                "The code of this function is missing; deploy it again",
-                reason="ARTIFACT_MISSING",
-                metadata={"sha256": sha256},
-            )
-        try:
-            await self._artifacts.store(project_id, {kind: data})
-        except OSError as why:
-            log.warning("catalog.disk", f"An artifact cannot be kept on disk: {why}", project_id=project_id)
-        return data
+    def _opened(self, active: Active) -> bytes:
+        """The environment as JSON text. Internal, for this function alone, when a secret cannot be opened."""
+        function = active.function
+        env = dict(function.env)
+        for name, sealed in active.secrets.items():
+            try:
+                env[name] = self._vault.open(function.project_id, function.id, name, sealed)
+            except SealBroken as why:
+                where = {"project_id": function.project_id, "function_id": function.id, "name": name}
+                log.error("catalog.secret", f"The secret {name} of {function.slug} cannot be opened: {why}", **where)
+                raise Internal(
+                    f"The secret {name} of this function cannot be opened: {why}; set it again",
+                    reason="SECRET_UNREADABLE",
+                    metadata=where,
+                ) from None
+        return orjson.dumps(env)
 
 
 def _weight(resolved: Resolved) -> int:
-    return len(resolved.program.code) + len(resolved.source_map or b"") + OVERHEAD_BYTES
+    program = resolved.program
+    code_bytes = len(program.code) + len(program.script) + len(resolved.source_map or b"")
+    return code_bytes + 2 * len(resolved.env_json) + OVERHEAD_BYTES  # plain variables are there twice
 
 
 def _is_version_of(kept: Resolved, active: Active) -> bool:

@@ -1,60 +1,51 @@
 """From source text to a version that runs, in an order in which nothing changes until nothing can be wrong.
 
-fields ─▶ compile (esbuild) ─▶ load once (sandbox) ─▶ files on disk ─▶ one transaction ─▶ fence
-400       400 with line:column  400                   ╰─ invisible ─╯   visible everywhere
+fields ─▶ compile ─▶ load once (sandbox) ─▶ files on disk ─▶ one transaction ─▶ fence
+400       400 with line:column  400         ╰─ invisible ─╯   visible everywhere
 """
 
-import asyncio
-import re
 from collections.abc import Mapping
-from typing import Final, Protocol, cast, get_args
-from uuid import uuid4
+from dataclasses import replace
 
-from engines.build import Built, CompileError
-from engines.contract import Engine, Isolation, Limits, Outcome, Program, Result
-from server.errors import InvalidArgument, NotFound, Unavailable, Unimplemented
-from server.fields import parse_choice, parse_name, shown
+from engines.contract import Limits
+from engines.runtimes import Runtime
+from server.errors import NotFound, Unavailable
+from server.fields import parse_name, shown
 from server.functions.artifacts import Artifacts, FileTooLarge, Kind
-from server.functions.catalog import SLUG
-from server.functions.refusals import compilation_failed, load_failed
-from server.functions.registry import Function, Registry
-from server.functions.releases import Language, Release, Runtime
+from server.functions.compiling import Compiler
+from server.functions.configuration import UNCHANGED, Reconfiguration
+from server.functions.fields import (
+    Source,
+    checked,
+    most_bytes,
+    parse_entrypoint,
+    parse_isolation,
+    parse_note,
+    parse_runtime,
+    parse_slug,
+    parse_source,
+    too_large,
+)
+from server.functions.lifecycle import Amendment, Lifecycle
+from server.functions.records import Function, Language
+from server.functions.releases import Release
+from server.functions.settings import parse_settings
 from server.log import logger
 from server.settings import Settings
-from server.tiers import Tier, limits_of
+from server.tiers import MIB, Tier, limits_of
 
 log = logger("deploy")
-
-MAX_SOURCE_BYTES: Final = 1024 * 1024
-CONCURRENCY: Final = 4
-"""Compilations and loads at a time in one process; more wait."""
-
-_ENTRYPOINT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}\.(?:js|mjs|ts|mts)")
-
-
-class Build(Protocol):
-    """Compiles one module for an engine: `engines.build.build`. CompileError says what is wrong and where."""
-
-    async def __call__(self, source: str, language: Language, *, filename: str) -> Built: ...
 
 
 class Deployer:
     def __init__(
-        self,
-        registry: Registry,
-        artifacts: Artifacts,
-        *,
-        engines: Mapping[str, Engine],
-        build: Build,
-        settings: Settings,
+        self, lifecycle: Lifecycle, artifacts: Artifacts, *, runtimes: Mapping[str, Runtime], settings: Settings
     ) -> None:
-        """`engines` by runtime: the runtimes that work here."""
-        self._registry = registry
+        """`runtimes` by name: those that work here."""
+        self._lifecycle = lifecycle
         self._artifacts = artifacts
-        self._engines = engines
-        self._build = build
+        self._compiler = Compiler(runtimes)
         self._settings = settings
-        self._turn = asyncio.Semaphore(CONCURRENCY)
 
     async def deploy(
         self,
@@ -64,31 +55,33 @@ class Deployer:
         name: str,
         slug: str,
         runtime: str,
-        language: str,
-        source: str,
-        isolation: str,
+        language: str = "",
+        source: str = "",
+        module: bytes = b"",
+        isolation: str = "",
+        note: str = "",
+        change: Reconfiguration = UNCHANGED,
     ) -> Function:
         """The function, made or with one version more, which every process runs from now on.
 
-        InvalidArgument for bad fields and for source that does not compile or load; Unimplemented for a runtime that
-        does not work here. Nothing is changed then.
+        Exactly one of `source` and `module`. InvalidArgument for bad fields and for source that does not compile or
+        load; Unimplemented for a runtime that does not work here, Unavailable for one that is not ready yet. Nothing
+        is changed then.
         """
         parse_name("name", name)
-        _check_slug(slug)
-        _check_runtime(runtime)
-        parsed_language = cast(Language, parse_choice("language", language or "javascript", get_args(Language)))
-        parsed_isolation = _isolation(isolation)
-        return await self._release(
-            project_id,
-            tier,
+        parse_slug(slug)
+        given = parse_source(slug, language, source, module)
+        release = Release(
             name=name,
             slug=slug,
-            runtime=runtime,
-            language=parsed_language,
-            isolation=parsed_isolation,
-            entrypoint=slug + (".ts" if parsed_language == "typescript" else ".js"),
-            source=_checked_source("source", source.encode("utf-8", "surrogatepass")),
+            runtime=parse_runtime(runtime, given.language),
+            language=given.language,
+            entrypoint=f"{slug}.wasm" if runtime == "wasm" else given.filename,
+            isolation=parse_isolation(isolation),
+            note=parse_note(note),
+            source=given.data,
         )
+        return await self._release(project_id, tier, release, given, change)
 
     async def create(
         self,
@@ -99,106 +92,97 @@ class Deployer:
         slug: str,
         runtime: str,
         entrypoint: str,
-        isolation: str,
+        isolation: str = "",
     ) -> Function:
-        """A new function from a source file that lies in the project's folder already; compiled and loaded like any.
+        """A new function from a file that lies in the project's folder already; compiled and loaded like any.
 
         Errors as for `deploy`; NotFound when there is no such file, AlreadyExists when the slug is taken.
         """
         parse_name("name", name)
-        _check_slug(slug)
-        _check_runtime(runtime)
-        parsed_isolation = _isolation(isolation)
-        if not _ENTRYPOINT.fullmatch(entrypoint):
-            raise InvalidArgument(
-                "entrypoint",
-                f"entrypoint is {shown(entrypoint)}; it must be a file name of letters, digits, dots, hyphens and"
-                " underscores that ends in .js, .mjs, .ts or .mts, without directories",
-                value=entrypoint[:100],
-            )
-        return await self._release(
-            project_id,
-            tier,
+        parse_slug(slug)
+        language = parse_entrypoint(entrypoint)
+        parsed_runtime = parse_runtime(runtime, language)
+        parsed_isolation = parse_isolation(isolation)
+        given = await self._file(project_id, entrypoint, language)
+        release = Release(
             name=name,
             slug=slug,
-            runtime=runtime,
-            language="typescript" if entrypoint.endswith("ts") else "javascript",
-            isolation=parsed_isolation,
+            runtime=parsed_runtime,
+            language=language,
             entrypoint=entrypoint,
-            source=await self._source_file(project_id, entrypoint),
-            new=True,
+            isolation=parsed_isolation,
+            note="",
+            source=given.data,
         )
+        return await self._release(project_id, tier, release, given, UNCHANGED, new=True)
 
-    async def _source_file(self, project_id: str, entrypoint: str) -> bytes:
+    async def update(
+        self,
+        project_id: str,
+        tier: Tier | None,
+        function_id: str,
+        *,
+        name: str | None = None,
+        isolation: str | None = None,
+        note: str = "",
+        change: Reconfiguration = UNCHANGED,
+    ) -> Function:
+        """The function with a new version of the same code, or only with a new name. None leaves what there is.
+
+        The code is not loaded again: with less memory it may no longer load, which its next run says.
+        """
+        amendment = Amendment(
+            name=None if name is None else parse_name("name", name),
+            isolation=None if isolation is None else parse_isolation(isolation),
+            note=parse_note(note),
+            change=change,
+        )
+        _check(change, limits_of(tier, self._settings))
+        function = await self._lifecycle.amend(project_id, function_id, amendment)
+        log.info("function.updated", f"{function.slug} is at version {function.version}", **_names(function))
+        return function
+
+    async def _file(self, project_id: str, entrypoint: str, language: Language) -> Source:
         try:
-            data = await self._artifacts.read_source(project_id, entrypoint, MAX_SOURCE_BYTES)
+            data = await self._artifacts.read_source(project_id, entrypoint, most_bytes(language))
         except FileTooLarge as why:
-            raise _too_large("entrypoint", why.used) from None
+            raise too_large("entrypoint", language, why.used) from None
         if data is None:
+            what = "Wasm module" if language == "wasm" else "JS source"
             raise NotFound(
-                f"JS source not found: there is no file {shown(entrypoint)} in the project's folder",
+                f"{what} not found: there is no file {shown(entrypoint)} in the project's folder",
                 reason="SOURCE_NOT_FOUND",
                 metadata={"entrypoint": entrypoint, "project_id": project_id},
             )
-        return _checked_source("entrypoint", data)
+        return checked(Source(data=data, language=language, filename=entrypoint, field="entrypoint"))
 
     async def _release(
         self,
         project_id: str,
         tier: Tier | None,
+        release: Release,
+        given: Source,
+        change: Reconfiguration,
         *,
-        name: str,
-        slug: str,
-        runtime: str,
-        language: Language,
-        isolation: Isolation,
-        entrypoint: str,
-        source: bytes,
         new: bool = False,
     ) -> Function:
-        engine = self._engines.get(runtime)
-        if engine is None:
-            raise Unimplemented(
-                f'The runtime "{runtime}" does not work on this server yet; use {" or ".join(self._engines)}',
-                reason="RUNTIME_UNAVAILABLE",
-                metadata={"runtime": runtime, "available": ", ".join(self._engines)},
-                field="runtime",
-            )
-        async with self._turn:
-            field = "entrypoint" if new else "source"
-            try:
-                built = await self._build(source.decode(), language, filename=entrypoint)
-            except CompileError as why:
-                raise compilation_failed(field, why) from None
-            loaded = await _load_once(engine, project_id, built, limits_of(tier, self._settings))
-            if loaded.outcome is not Outcome.OK:
-                raise load_failed(field, entrypoint, loaded, built.source_map)
-        release = Release(
-            name=name,
-            slug=slug,
-            runtime=cast(Runtime, runtime),
-            language=language,
-            entrypoint=entrypoint,
-            isolation=isolation,
-            source=source,
-            code=built.code,
-            source_map=built.source_map,
-        )
+        limits = limits_of(tier, self._settings)
+        _check(change, limits)
+        await self._lifecycle.check(project_id, release.slug, change, new=new)
+        built = await self._compiler.compile(project_id, release.runtime, given, _to_load(limits, change))
+        release = replace(release, code=built.code, source_map=built.source_map, script=built.script or None)
         await self._store(project_id, release)
-        function = await self._registry.publish(project_id, release, new=new)
-        log.info(
-            "function.deployed",
-            f"{function.slug} is at version {function.version}",
-            project_id=project_id,
-            function_id=function.id,
-            version=function.version,
-        )
+        function = await self._lifecycle.publish(project_id, release, change, new=new)
+        log.info("function.deployed", f"{function.slug} is at version {function.version}", **_names(function))
         return function
 
     async def _store(self, project_id: str, release: Release) -> None:
-        files: dict[Kind, bytes] = {"js": release.code, "source": release.source}
+        code_kind: Kind = "wasm" if release.runtime == "wasm" else "js"
+        files: dict[Kind, bytes] = {code_kind: release.code, "source": release.source}
         if release.source_map is not None:
             files["map"] = release.source_map
+        if release.script is not None:
+            files["script"] = release.script
         try:
             await self._artifacts.store(project_id, files)
         except OSError as why:
@@ -208,46 +192,18 @@ class Deployer:
             ) from why
 
 
-def _check_slug(slug: str) -> None:
-    if not SLUG.fullmatch(slug):
-        raise InvalidArgument(
-            "slug",
-            f"Slug must be alphanumeric: {shown(slug)} may have letters, digits, hyphens and underscores, 1 to 63",
-            reason="INVALID_SLUG",
-            value=slug[:100],
-        )
+def _check(change: Reconfiguration, limits: Limits) -> None:
+    change.check()
+    if change.settings is not None:
+        parse_settings(change.settings, limits)
 
 
-def _check_runtime(runtime: str) -> None:
-    parse_choice("runtime", runtime, get_args(Runtime))
+def _to_load(limits: Limits, change: Reconfiguration) -> Limits:
+    """The limits of loading once: the new version's memory, but the tier's time, of which a busy server needs more."""
+    if change.settings is None or change.settings.memory_mb is None:
+        return limits
+    return replace(limits, memory_bytes=min(limits.memory_bytes, change.settings.memory_mb * MIB))
 
 
-def _isolation(value: str) -> Isolation:
-    return cast(Isolation, parse_choice("isolation", value or "warm", get_args(Isolation)))
-
-
-def _checked_source(field: str, data: bytes) -> bytes:
-    if not data.strip():
-        raise InvalidArgument(field, "The source is empty; it must be an ES module with a default export")
-    if len(data) > MAX_SOURCE_BYTES:
-        raise _too_large(field, len(data))
-    try:
-        data.decode()
-    except UnicodeDecodeError as why:
-        raise InvalidArgument(field, f"The source is not UTF-8: byte {why.start} is 0x{data[why.start]:02x}") from None
-    return data
-
-
-def _too_large(field: str, used: int) -> InvalidArgument:
-    return InvalidArgument(
-        field,
-        f"The source has {used} bytes of UTF-8; at most {MAX_SOURCE_BYTES} (1 MiB) are allowed",
-        reason="SOURCE_TOO_LARGE",
-        used=str(used),
-        allowed=str(MAX_SOURCE_BYTES),
-    )
-
-
-async def _load_once(engine: Engine, project_id: str, built: Built, limits: Limits) -> Result:
-    program = Program(project_id=project_id, function_id=str(uuid4()), version=0, code=built.code, isolation="fresh")
-    return await engine.check(program, limits)
+def _names(function: Function) -> dict[str, object]:
+    return {"project_id": function.project_id, "function_id": function.id, "version": function.version}

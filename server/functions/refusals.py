@@ -5,6 +5,7 @@ from typing import Final
 
 from engines.build import CompileError
 from engines.contract import Outcome, Result
+from engines.runtimes import ModuleRefused
 from engines.sourcemap import translate_stack
 from server.errors import AtlasError, InvalidArgument
 from server.functions.outcomes import error_of, quantity
@@ -27,6 +28,11 @@ def compilation_failed(field: str, error: CompileError) -> InvalidArgument:
         column=str(first.column),
         line_text=first.line_text[:200],
     )
+
+
+def module_refused(field: str, why: ModuleRefused) -> InvalidArgument:
+    """Why a module that was compiled elsewhere cannot run here."""
+    return InvalidArgument(field, f"The module was refused: {why}", reason="MODULE_REFUSED")
 
 
 def load_failed(field: str, filename: str, result: Result, source_map: bytes | None) -> AtlasError:

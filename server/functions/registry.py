@@ -1,193 +1,137 @@
-"""Functions and their versions in the control database.
+"""What functions and versions there are, read from the control database.
 
-    functions ── active_version ──▶ function_versions ── sha256, map_sha256, source_sha256 ──▶ artifacts
+    functions ── active_version ──▶ function_versions ── sha256, map_, script_, source_sha256 ──▶ artifacts
 
-A version is never changed and its number never used again.
+A version is never changed and its number never used again. What changes which of them runs is in
+`server.functions.lifecycle`.
 """
 
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping
 from typing import Final
 
-from psycopg.rows import class_row, dict_row
+from psycopg.rows import dict_row
 
-from engines.contract import Isolation
-from server.errors import InvalidArgument, NotFound
+from server.errors import Internal, InvalidArgument, NotFound
 from server.fields import parse_id
-from server.functions.artifacts import Artifacts
-from server.functions.releases import (
-    KEPT_VERSIONS,
-    Language,
-    Release,
-    Runtime,
-    delete_unused,
-    forget_versions,
+from server.functions.artifacts import Artifacts, Kind, sha256_of
+from server.functions.records import (
+    FUNCTION,
+    HASHES,
+    KEPT,
+    VERSION,
+    WITH_ACTIVE,
+    WITH_VERSIONS,
+    Active,
+    Function,
+    Hashes,
+    Version,
+    active_of,
+    function_of,
     hashes_of,
-    insert_version,
-    next_version,
-    take_turn,
+    version_of,
 )
+from server.log import logger
 from server.paging import END, Page, Place, at, request
-from server.postgres.changes import Changes
 from server.postgres.control import Connection, Pool, transaction
 
+log = logger("registry")
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Function:
-    """A slug of a project and its active version."""
-
-    id: str
-    project_id: str
-    name: str
-    slug: str
-    runtime: Runtime
-    entrypoint: str
-    language: Language
-    version: int
-    isolation: Isolation
-    created_at: datetime
-    updated_at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
-    function_id: str
-    version: int
-    runtime: Runtime
-    language: Language
-    entrypoint: str
-    isolation: Isolation
-    sha256: str  # of the code
-    source_bytes: int
-    active: bool
-    created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Active:
-    """A function with the hashes of what it runs."""
-
-    function: Function
-    sha256: str
-    map_sha256: str | None
-
-
-_FUNCTION: Final = (
-    "f.id, f.project_id, f.name, f.slug, v.runtime, v.entrypoint, v.language, v.version, v.isolation,"
-    " f.created_at, f.updated_at"
-)
-_JOINED: Final = "functions f JOIN function_versions v ON v.function_id = f.id AND v.version = f.active_version"
+ROW_BYTES: Final = 1024
+"""Of a function or a version as it is listed, its variables apart."""
 
 
 class Registry:
-    def __init__(self, pool: Pool, changes: Changes, artifacts: Artifacts) -> None:
+    def __init__(self, pool: Pool, artifacts: Artifacts) -> None:
         self._pool = pool
-        self._changes = changes
         self._artifacts = artifacts
 
-    async def list(self, project_id: str, page_size: int = 0, page_token: str = "") -> Page[Function]:
-        """Newest first."""
-        asked = request(f"functions of {project_id}", page_size, page_token)
+    async def list(
+        self, project_id: str, page_size: int = 0, page_token: str = "", *, deleted: bool = False
+    ) -> Page[Function]:
+        """Newest first: those that are there, or those that were deleted and can be restored."""
+        asked = request(f"{'deleted ' if deleted else ''}functions of {project_id}", page_size, page_token)
+        state = f"f.deleted_at IS NOT NULL AND {KEPT}" if deleted else "f.deleted_at IS NULL"
         async with transaction(self._pool) as conn:
-            cursor = await conn.cursor(row_factory=class_row(Function)).execute(
-                f"SELECT {_FUNCTION} FROM {_JOINED} WHERE f.project_id = %s AND (f.created_at, f.id) < (%s, %s)"
-                " ORDER BY f.created_at DESC, f.id DESC LIMIT %s",
+            cursor = await conn.cursor(row_factory=dict_row).execute(
+                f"SELECT {FUNCTION} FROM {WITH_ACTIVE} WHERE f.project_id = %s AND {state}"
+                " AND (f.created_at, f.id) < (%s, %s) ORDER BY f.created_at DESC, f.id DESC LIMIT %s",
                 [project_id, asked.after.moment, asked.after.id, asked.size + 1],
             )
-            functions = await cursor.fetchall()
-        return asked.page(functions, lambda function: at(function.created_at, function.id))
+            functions = [function_of(row) for row in await cursor.fetchall()]
+        return asked.page(functions, lambda function: at(function.created_at, function.id), weigh=_bytes_of)
 
     async def get(self, project_id: str, function_id: str) -> Function:
+        """Also one that was deleted and can be restored."""
         async with transaction(self._pool) as conn:
-            return await _function(conn, project_id, parse_id("function_id", function_id))
+            return await function_with(conn, project_id, parse_id("function_id", function_id), deleted=True)
 
     async def versions(
         self, project_id: str, function_id: str, page_size: int = 0, page_token: str = ""
     ) -> Page[Version]:
-        """Newest first; at most KEPT_VERSIONS."""
+        """Newest first; at most `releases.KEPT_VERSIONS` and the active one."""
         function_id = parse_id("function_id", function_id)
         asked = request(f"versions of {function_id}", page_size, page_token, first=END)
         async with transaction(self._pool) as conn:
-            function = await _function(conn, project_id, function_id)
-            cursor = await conn.cursor(row_factory=class_row(Version)).execute(
-                "SELECT function_id, version, runtime, language, entrypoint, isolation, sha256, source_bytes,"
-                " version = %s AS active, created_at FROM function_versions"
-                " WHERE function_id = %s AND version < %s ORDER BY version DESC LIMIT %s",
-                [function.version, function_id, asked.after.order, asked.size + 1],
+            await function_with(conn, project_id, function_id, deleted=True)
+            cursor = await conn.cursor(row_factory=dict_row).execute(
+                f"SELECT {VERSION} FROM {WITH_VERSIONS}"
+                " WHERE v.function_id = %s AND v.version < %s ORDER BY v.version DESC LIMIT %s",
+                [function_id, asked.after.order, asked.size + 1],
             )
-            versions = await cursor.fetchall()
-        return asked.page(versions, lambda version: Place(version.version, function_id))
+            versions = [version_of(row) for row in await cursor.fetchall()]
+        return asked.page(versions, lambda version: Place(version.version, function_id), weigh=_bytes_of)
 
-    async def publish(self, project_id: str, release: Release, *, new: bool = False) -> Function:
-        """Store the release as the next version of its slug and activate it; the files are on the disk already.
+    async def version(self, project_id: str, function_id: str, version: int) -> Version:
+        found, _ = await self.version_with_hashes(project_id, function_id, version)
+        return found
 
-        AlreadyExists when `new` and the slug is taken; ResourceExhausted above MAX_FUNCTIONS. When it returns, every
-        process runs the new version.
-        """
-        async with transaction(self._pool) as conn:
-            await take_turn(conn, project_id)
-            function_id, version = await next_version(conn, project_id, release, new=new)
-            await insert_version(conn, project_id, function_id, version, release)
-            unused = await forget_versions(conn, project_id, function_id, up_to=version - KEPT_VERSIONS)
-            function = await _function(conn, project_id, function_id)
-            await self._announce(conn, function)
-        await self._changes.fence()
-        await self._artifacts.remove(project_id, unused)
-        return function
-
-    async def activate(self, project_id: str, function_id: str, version: int) -> Function:
-        """Let new invocations run that version. Idempotent. When it returns, every process does."""
+    async def version_with_hashes(self, project_id: str, function_id: str, version: int) -> tuple[Version, Hashes]:
+        """A version, and where its bytes are."""
         function_id = parse_id("function_id", function_id)
-        if version < 1:
-            raise InvalidArgument("version", f"version is {version}; versions count from 1", value=str(version))
+        parse_version(version)
         async with transaction(self._pool) as conn:
-            await take_turn(conn, project_id)
-            await _function(conn, project_id, function_id)
-            cursor = await conn.execute(
-                "UPDATE functions f SET active_version = v.version,"
-                " updated_at = CASE WHEN f.active_version = v.version THEN f.updated_at ELSE now() END"
-                " FROM function_versions v WHERE f.id = %s AND v.function_id = f.id AND v.version = %s",
+            await function_with(conn, project_id, function_id, deleted=True)
+            cursor = await conn.cursor(row_factory=dict_row).execute(
+                f"SELECT {VERSION}, {HASHES} FROM {WITH_VERSIONS} WHERE v.function_id = %s AND v.version = %s",
                 [function_id, version],
             )
-            if cursor.rowcount == 0:
-                raise NotFound(
-                    f"The function has no version {version}",
-                    reason="VERSION_NOT_FOUND",
-                    metadata={"function_id": function_id, "version": str(version)},
-                )
-            function = await _function(conn, project_id, function_id)
-            await self._announce(conn, function)
-        await self._changes.fence()
-        return function
-
-    async def delete(self, project_id: str, function_id: str) -> None:
-        """Delete the function, its versions, and their bytes unless another function has the same."""
-        function_id = parse_id("function_id", function_id)
-        async with transaction(self._pool) as conn:
-            await take_turn(conn, project_id)
-            function = await _function(conn, project_id, function_id)
-            hashes = await hashes_of(conn, function_id)
-            await conn.execute("DELETE FROM functions WHERE id = %s", [function_id])
-            unused = await delete_unused(conn, project_id, hashes)
-            await self._announce(conn, function)
-        await self._changes.fence()
-        await self._artifacts.remove(project_id, unused)
+            if (row := await cursor.fetchone()) is None:
+                raise no_version(function_id, version)
+        hashes = hashes_of(row)
+        return version_of(row), hashes
 
     async def active(self, project_id: str, slug: str) -> Active | None:
         """What runs under that slug."""
         async with transaction(self._pool) as conn:
             cursor = await conn.cursor(row_factory=dict_row).execute(
-                f"SELECT {_FUNCTION}, v.sha256, v.map_sha256 FROM {_JOINED} WHERE f.project_id = %s AND f.slug = %s",
+                f"SELECT {FUNCTION}, {HASHES}, v.secrets FROM {WITH_ACTIVE}"
+                " WHERE f.project_id = %s AND f.slug = %s AND f.deleted_at IS NULL",
                 [project_id, slug],
             )
             row = await cursor.fetchone()
-        if row is None:
-            return None
-        sha256, map_sha256 = row.pop("sha256"), row.pop("map_sha256")
-        return Active(Function(**row), sha256, map_sha256)
+        return None if row is None else active_of(row)
 
-    async def shared_copy(self, project_id: str, sha256: str) -> bytes | None:
-        """The bytes with that hash, as the deploying node stored them for all."""
+    async def artifact(self, project_id: str, sha256: str, kind: Kind) -> bytes:
+        """From this machine's disk, else from the copy that all nodes share, which is put on the disk.
+
+        Internal when it is nowhere whole.
+        """
+        if (data := await self._artifacts.read(project_id, sha256, kind)) is not None:
+            return data
+        data = await self._shared_copy(project_id, sha256)
+        if data is None or sha256_of(data) != sha256:
+            raise Internal(
+                "The code of this function is missing; deploy it again",
+                reason="ARTIFACT_MISSING",
+                metadata={"sha256": sha256},
+            )
+        try:
+            await self._artifacts.store(project_id, {kind: data})
+        except OSError as why:
+            log.warning("registry.disk", f"An artifact cannot be kept on disk: {why}", project_id=project_id)
+        return data
+
+    async def _shared_copy(self, project_id: str, sha256: str) -> bytes | None:
         async with transaction(self._pool) as conn:
             cursor = await conn.execute(
                 "SELECT data FROM artifacts WHERE project_id = %s AND sha256 = %s", [project_id, sha256], binary=True
@@ -195,29 +139,40 @@ class Registry:
             row = await cursor.fetchone()
         return None if row is None else bytes(row[0])
 
-    async def sweep(self) -> None:
-        """Remove from this machine's disk what belongs to no version any more: deployed half, or deleted elsewhere."""
-        for project_id, hashes in (await self._artifacts.unattended()).items():
-            async with transaction(self._pool) as conn:
-                cursor = await conn.execute(
-                    "SELECT sha256 FROM artifacts WHERE project_id = %s AND sha256 = ANY(%s)",
-                    [project_id, [*hashes]],
-                )
-                known = {row[0] for row in await cursor.fetchall()}
-            await self._artifacts.remove(project_id, set(hashes) - known)
 
-    async def _announce(self, conn: Connection, function: Function) -> None:
-        await self._changes.announce(conn, "function", f"{function.project_id}/{function.slug}")
-
-
-async def _function(conn: Connection, project_id: str, function_id: str) -> Function:
-    cursor = await conn.cursor(row_factory=class_row(Function)).execute(
-        f"SELECT {_FUNCTION} FROM {_JOINED} WHERE f.project_id = %s AND f.id = %s", [project_id, function_id]
+async def function_with(conn: Connection, project_id: str, function_id: str, *, deleted: bool = False) -> Function:
+    """The project's function of that id, NotFound when there is none; with `deleted`, also one that can be restored."""
+    cursor = await conn.cursor(row_factory=dict_row).execute(
+        f"SELECT {FUNCTION} FROM {WITH_ACTIVE} WHERE f.project_id = %s AND f.id = %s"
+        f" AND {KEPT if deleted else 'f.deleted_at IS NULL'}",
+        [project_id, function_id],
     )
-    if (function := await cursor.fetchone()) is None:
+    if (row := await cursor.fetchone()) is None:
         raise NotFound(
             f"The project has no function {function_id}",
             reason="FUNCTION_NOT_FOUND",
             metadata={"function_id": function_id, "project_id": project_id},
         )
-    return function
+    return function_of(row)
+
+
+def parse_version(version: int) -> int:
+    if version < 1:
+        raise InvalidArgument("version", f"version is {version}; versions count from 1", value=str(version))
+    return version
+
+
+def no_version(function_id: str, version: int) -> NotFound:
+    return NotFound(
+        f"The function has no version {version}",
+        reason="VERSION_NOT_FOUND",
+        metadata={"function_id": function_id, "version": str(version)},
+    )
+
+
+def _bytes_of(listed: Function | Version) -> int:
+    return ROW_BYTES + _size(listed.env)
+
+
+def _size(env: Mapping[str, str]) -> int:
+    return sum(len(name) + len(value) for name, value in env.items())

@@ -5,16 +5,21 @@ from google.protobuf.empty_pb2 import Empty
 from atlas.functions.v1 import functions_pb2, functions_service_pb2_grpc
 from atlas.functions.v1 import functions_service_pb2 as pb
 from server.functions.deploy import Deployer
-from server.functions.registry import Function, Registry, Version
+from server.functions.downloads import Downloads
+from server.functions.lifecycle import Lifecycle
+from server.functions.records import Function, Version
+from server.functions.registry import Registry
 from server.rpc.access import principal
 from server.rpc.boundary import Context
 from server.rpc.values import timestamp
 
 
 class FunctionService(functions_service_pb2_grpc.FunctionServiceServicer):
-    def __init__(self, registry: Registry, deployer: Deployer) -> None:
+    def __init__(self, registry: Registry, deployer: Deployer, lifecycle: Lifecycle, downloads: Downloads) -> None:
         self._registry = registry
         self._deployer = deployer
+        self._lifecycle = lifecycle
+        self._downloads = downloads
 
     async def CreateFunction(self, request: pb.CreateFunctionRequest, context: Context) -> functions_pb2.EdgeFunction:
         caller = principal()
@@ -53,7 +58,7 @@ class FunctionService(functions_service_pb2_grpc.FunctionServiceServicer):
         return _function(await self._registry.get(principal().project_id, request.function_id))
 
     async def DeleteFunction(self, request: pb.DeleteFunctionRequest, context: Context) -> Empty:
-        await self._registry.delete(principal().project_id, request.function_id)
+        await self._lifecycle.delete(principal().project_id, request.function_id)
         return Empty()
 
     async def ListFunctionVersions(
@@ -69,7 +74,7 @@ class FunctionService(functions_service_pb2_grpc.FunctionServiceServicer):
     async def ActivateFunctionVersion(
         self, request: pb.ActivateFunctionVersionRequest, context: Context
     ) -> functions_pb2.EdgeFunction:
-        return _function(await self._registry.activate(principal().project_id, request.function_id, request.version))
+        return _function(await self._lifecycle.activate(principal().project_id, request.function_id, request.version))
 
 
 def _function(function: Function) -> functions_pb2.EdgeFunction:

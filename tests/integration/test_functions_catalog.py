@@ -99,7 +99,7 @@ async def test_a_node_whose_disk_is_full_still_serves(node: Node, other_node: No
 async def test_code_in_flight_outlives_its_function(node: Node) -> None:
     made = await node.deploy("export default () => 1")
     resolved = await node.catalog.resolve(node.project_id, "hello")
-    await node.registry.delete(node.project_id, made.id)
+    await node.lifecycle.delete(node.project_id, made.id)
     assert resolved.program.code.endswith(b"=> 1")
     with pytest.raises(NotFound):
         await node.code()
@@ -112,7 +112,7 @@ async def test_what_was_replaced_or_deleted_is_retired_everywhere(node: Node, ot
     await node.deploy("export default () => 2")
     assert other_node.engine.retired == [(node.project_id, function.id)]
     assert await other_node.code()
-    await node.registry.delete(node.project_id, function.id)
+    await node.lifecycle.delete(node.project_id, function.id)
     assert other_node.engine.retired == [(node.project_id, function.id)] * 2
 
 

@@ -1,6 +1,5 @@
 """Lists, versions, activation and deletion of functions on a real Postgres."""
 
-import os
 from collections.abc import Awaitable
 from typing import Any
 
@@ -31,7 +30,7 @@ async def test_list_is_newest_first_by_page_and_by_project(node: Node) -> None:
 async def test_versions_are_newest_first_with_the_active_one_marked(node: Node) -> None:
     for number in range(4):
         made = await node.deploy(f"export default () => {number}")
-    await node.registry.activate(node.project_id, made.id, 2)
+    await node.lifecycle.activate(node.project_id, made.id, 2)
     first = await node.registry.versions(node.project_id, made.id, 3)
     second = await node.registry.versions(node.project_id, made.id, 3, first.next_page_token)
     assert [(item.version, item.active) for item in (*first.items, *second.items)] == [
@@ -47,11 +46,11 @@ async def test_activation_rolls_back_and_forward_everywhere(node: Node, other_no
     made = await node.deploy("export default () => 1")
     await node.deploy("export default () => 2")
     for version in (1, 2, 1):
-        active = await node.registry.activate(node.project_id, made.id, version)
+        active = await node.lifecycle.activate(node.project_id, made.id, version)
         assert active.version == version
         for each in (node, other_node):
             assert (await each.code()).endswith(f"=> {version}")
-    again = await node.registry.activate(node.project_id, made.id, 1)
+    again = await node.lifecycle.activate(node.project_id, made.id, 1)
     assert again == active, "activating the active version changes nothing"
     assert (await node.deploy()).version == 3, "numbers go on after a roll back"
 
@@ -66,8 +65,8 @@ async def test_every_change_is_fenced_after_it_is_committed(node: Node, monkeypa
     monkeypatch.setattr(node.changes, "fence", fence)
     made = await node.deploy()
     await node.deploy()
-    await node.registry.activate(node.project_id, made.id, 1)
-    await node.registry.delete(node.project_id, made.id)
+    await node.lifecycle.activate(node.project_id, made.id, 1)
+    await node.lifecycle.delete(node.project_id, made.id)
     assert committed == [1, 2, 1, None]
 
 
@@ -76,12 +75,12 @@ async def test_what_is_not_there_is_not_found_and_other_projects_functions_neith
     stranger = await add_project(node.pool)
 
     def calls(project_id: str, function_id: str) -> list[Awaitable[Any]]:
-        registry = node.registry
+        registry, lifecycle = node.registry, node.lifecycle
         return [
             registry.get(project_id, function_id),
             registry.versions(project_id, function_id),
-            registry.activate(project_id, function_id, 1),
-            registry.delete(project_id, function_id),
+            lifecycle.activate(project_id, function_id, 1),
+            lifecycle.delete(project_id, function_id),
         ]
 
     for project_id, function_id in ((node.project_id, UNKNOWN), (stranger, made.id)):
@@ -92,30 +91,16 @@ async def test_what_is_not_there_is_not_found_and_other_projects_functions_neith
         with pytest.raises(InvalidArgument, match='function_id is "x"; it must be a UUID'):
             await call
     with pytest.raises(NotFound, match="no version 2"):
-        await node.registry.activate(node.project_id, made.id, 2)
+        await node.lifecycle.activate(node.project_id, made.id, 2)
     for version in (0, -1):
         with pytest.raises(InvalidArgument, match=f"version is {version}; versions count from 1"):
-            await node.registry.activate(node.project_id, made.id, version)
+            await node.lifecycle.activate(node.project_id, made.id, version)
     assert await node.registry.get(node.project_id, made.id) == made
-
-
-async def test_delete_takes_the_bytes_that_nobody_else_uses(node: Node) -> None:
-    shared = await node.deploy("shared", slug="a", language="javascript")
-    await node.deploy("own", slug="a")
-    await node.deploy("shared", slug="b")
-    files = node.files()
-    await node.registry.delete(node.project_id, shared.id)
-    with pytest.raises(NotFound):
-        await node.catalog.resolve(node.project_id, "a")
-    assert (await node.code("b")).endswith("shared")
-    # The code names its file, so of `a` nothing is shared with `b` but the source map and the first source.
-    assert len(files - node.files()) == 3
-    assert await node.count("artifacts") == len(node.files()) == 3
 
 
 async def test_a_deleted_slug_begins_anew_as_another_function(node: Node) -> None:
     first = await node.deploy()
-    await node.registry.delete(node.project_id, first.id)
+    await node.lifecycle.delete(node.project_id, first.id)
     second = await node.deploy()
     assert (second.id != first.id, second.version) == (True, 1)
 
@@ -126,17 +111,3 @@ async def test_deleting_the_project_deletes_its_rows(node: Node) -> None:
     async with node.pool.connection() as conn:
         await conn.execute("DELETE FROM projects WHERE id = %s", [node.project_id])
     assert [await node.count(table) for table in ("functions", "function_versions", "artifacts")] == [0, 0, 0]
-
-
-async def test_a_sweep_removes_files_that_belong_to_no_version(node: Node, other_node: Node) -> None:
-    made = await node.deploy("export default () => 1")
-    await other_node.code()
-    await node.deploy(slug="kept")
-    await other_node.code("kept")
-    await node.registry.delete(node.project_id, made.id)
-    for each in (node, other_node):
-        for path in (each.root / each.project_id).iterdir():
-            os.utime(path, (1, 1))
-        await each.registry.sweep()
-    assert len(node.files()) == 3
-    assert other_node.files() < node.files(), "without the source, which only deploys need"

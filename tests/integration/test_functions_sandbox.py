@@ -6,9 +6,10 @@ import pytest
 
 from engines.build import build
 from engines.quickjs.engine import QuickJS
+from engines.runtimes import Runtime
 from server.errors import InvalidArgument
 from server.functions.deploy import Deployer
-from server.functions.registry import Function
+from server.functions.records import Function
 from server.settings import Settings
 from tests.fix_functions import Node
 
@@ -17,7 +18,8 @@ from tests.fix_functions import Node
 async def deployer(node: Node) -> AsyncIterator[Deployer]:
     engine = QuickJS(spares=1)
     await engine.start()
-    yield Deployer(node.registry, node.artifacts, engines={"quickjs": engine}, build=build, settings=Settings())
+    runtimes = {"quickjs": Runtime(engine=engine, build=build)}
+    yield Deployer(node.lifecycle, node.artifacts, runtimes=runtimes, settings=Settings())
     await engine.close()
 
 

@@ -19,13 +19,15 @@ from weakref import WeakValueDictionary
 
 import aiohttp
 import orjson
+from aiohttp import hdrs
 from aiohttp.abc import AbstractResolver, ResolveResult
 from multidict import CIMultiDict
 
 from engines.contract import HostError
 from server.host.names import Blocked, Lookup, Names, Unresolved
-from server.host.request import NAME, Request, parse, redirected
+from server.host.request import NAME, Request, parse, redirected, traced
 from server.settings import Network
+from server.telemetry.tracing import UNTRACED, Attributes, Span
 
 MAX_REDIRECTS: Final = 5
 MAX_BODY_BYTES: Final = 5 * 1024 * 1024  # of a response, before and after decompression
@@ -57,28 +59,35 @@ class Fetcher:
         self._total = asyncio.Semaphore(TOTAL)
         self._projects: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
-    async def fetch(self, project_id: str, url: object, options: object, *, timeout_ms: float) -> bytes:
+    async def fetch(
+        self, project_id: str, url: object, options: object, *, timeout_ms: float, span: Span = UNTRACED
+    ) -> bytes:
         """One call, redirects included: {"status", "status_text", "url", "redirected", "headers", "body_base64"}.
+
+        `span` is the call's: its place goes with the request as `traceparent`, unless user code has set that itself.
 
         Ends after the smaller of `timeout_ms` and the options' own. HostError: invalid_argument, fetch_blocked,
         fetch_timeout, fetch_body_limit, fetch_redirect, fetch_failed.
         """
         request = parse(url, options)
+        if span.place is not None:
+            request = traced(request, span.place)
+            span.tell(_told(request))
         limit_ms = min(request.timeout_ms, timeout_ms)
         turn = self._projects.setdefault(project_id, asyncio.Semaphore(PER_PROJECT))
         try:
             async with asyncio.timeout(limit_ms / 1000), turn, self._total:
-                return await self._follow(project_id, request)
+                return await self._follow(project_id, request, span)
         except TimeoutError:
             raise HostError("fetch_timeout", f"{NAME}: no complete response within {limit_ms:.0f} ms") from None
 
     async def close(self) -> None:
         self._names.close()
 
-    async def _follow(self, project_id: str, request: Request) -> bytes:
+    async def _follow(self, project_id: str, request: Request, span: Span) -> bytes:
         for hops in range(MAX_REDIRECTS + 1):
             addresses = await self._permitted(project_id, request)
-            answer = await self._hop(request, addresses, redirected=hops > 0)
+            answer = await self._hop(request, addresses, span, redirected=hops > 0)
             if isinstance(answer, bytes):
                 return answer
             request = answer
@@ -97,7 +106,7 @@ class Fetcher:
         except Unresolved:
             raise HostError("fetch_failed", f"{NAME}: the host name could not be resolved") from None
 
-    async def _hop(self, request: Request, addresses: list[str], *, redirected: bool) -> bytes | Request:
+    async def _hop(self, request: Request, addresses: list[str], span: Span, *, redirected: bool) -> bytes | Request:
         """One request and its response: the call's answer, or the request a redirect asks for."""
         connector = aiohttp.TCPConnector(
             resolver=_Pinned(addresses),
@@ -128,6 +137,7 @@ class Fetcher:
             ):
                 if response.status < 200:
                     raise _failed("the server wants to switch protocols")
+                span.tell({"http.response.status_code": response.status})
                 following = _redirect(request, response)
                 return following or await _answer(request, response, redirected)
         except aiohttp.ClientConnectorCertificateError:
@@ -179,6 +189,16 @@ def _only(addresses: list[str]) -> Callable[[aiohttp.AddrInfoType], socket.socke
         return socket.socket(family, kind, protocol)
 
     return make
+
+
+def _told(request: Request) -> Attributes:
+    """Never the path or the query, which may hold secrets."""
+    method = request.method if request.method in hdrs.METH_ALL else "_OTHER"
+    return {
+        "http.request.method": method,
+        "server.address": request.url.host or "",
+        "server.port": request.url.port or 0,
+    }
 
 
 def _sent(request: Request) -> CIMultiDict[str]:

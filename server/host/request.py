@@ -10,6 +10,7 @@ from yarl import URL
 
 from engines.contract import HostError
 from server.host import arguments
+from server.telemetry.correlation import TRACEPARENT, TraceParent
 
 MAX_URL_CHARS: Final = 8 * 1024
 MAX_HEADERS: Final = 100
@@ -113,6 +114,13 @@ def redirected(request: Request, status: int, location: str) -> Request:
         headers = tuple(pair for pair in headers if pair[0] not in CREDENTIALS)
     following = replace(request, url=url, headers=headers)
     return replace(following, method="GET", body=None) if becomes_get else following
+
+
+def traced(request: Request, place: TraceParent) -> Request:
+    """The request with `traceparent`, unless it has one of its own."""
+    if any(name == TRACEPARENT for name, _ in request.headers):
+        return request
+    return replace(request, headers=(*request.headers, (TRACEPARENT, str(place))))
 
 
 def _origin(url: URL) -> tuple[str, str | None, int | None]:

@@ -1,9 +1,12 @@
 """The connection to NATS JetStream, kept for the life of the process and re-made for ever when it is lost."""
 
+import contextlib
 from typing import Final
 
 import nats
 from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
 
 from server.log import logger
 
@@ -23,21 +26,38 @@ class EventBus:
             self._url,
             connect_timeout=CONNECT_TIMEOUT_S,
             max_reconnect_attempts=-1,
+            reconnect_time_wait=0.25,
             error_cb=_on_error,
             disconnected_cb=self._on_lost,
             reconnected_cb=_on_back,
         )
 
+    @property
+    def client(self) -> Client:
+        """For core NATS: what nobody keeps. ConnectionError before `start` and after `close`."""
+        if self._client is None:
+            raise ConnectionError("the event bus is not started")
+        return self._client
+
+    @property
+    def jetstream(self) -> JetStreamContext:
+        """For what must not be lost. ConnectionError before `start` and after `close`."""
+        return self.client.jetstream()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the server was there when last heard of."""
+        return self._client is not None and self._client.is_connected
+
     async def ping(self) -> None:
         """JetStream answers, or an exception."""
-        if self._client is None:
-            raise ConnectionError("the event bus was not started")
-        await self._client.jetstream().account_info()
+        await self.jetstream.account_info()
 
     async def close(self) -> None:
         client, self._client = self._client, None
         if client is not None:
-            await client.close()
+            with contextlib.suppress(OSError, NatsError):  # while NATS is away, saying good-bye fails
+                await client.close()
 
     async def _on_lost(self) -> None:
         if self._client is not None:  # else it is we who closed it

@@ -10,25 +10,17 @@ nothing gets past it alone; whoever launches a zygote refuses to go on without i
 """
 
 import errno
+import functools
 import os
 import resource
 import signal
 
 from engines import landlock, linux, namespaces, seccomp
+from engines.confinement import Confinement
 
 WORKER_SLOTS = 4096  # how many workers of one zygote may live at a time, each with a uid of its own
 _FIRST_UID = 2_000_000
 _UID_BLOCKS = 500_000
-
-_LIMITS = {
-    resource.RLIMIT_CPU: 3600,  # seconds in a life; a backstop only, the supervisor ends runs long before
-    resource.RLIMIT_NOFILE: 4,  # 0, 1, 2 and the socket: nothing more can be opened
-    resource.RLIMIT_NPROC: 0,
-    resource.RLIMIT_FSIZE: 0,
-    resource.RLIMIT_CORE: 0,
-    resource.RLIMIT_MEMLOCK: 0,
-    resource.RLIMIT_MSGQUEUE: 0,
-}
 
 
 def uid_block(supervisor_pid: int) -> range:
@@ -40,17 +32,17 @@ def uid_block(supervisor_pid: int) -> range:
 class Jail:
     """Made by `enter`. One for each zygote."""
 
-    def __init__(self, uids: range, profile: seccomp.Profile) -> None:
+    def __init__(self, uids: range, confinement: Confinement) -> None:
         self.layers: dict[str, str] = {}
         self._uids = uids
-        self._profile = profile
+        self._confinement = confinement
         self._filter = b""
         self._pid = 0
 
     @classmethod
-    def enter(cls, supervisor_pid: int, profile: seccomp.Profile) -> "Jail":
+    def enter(cls, supervisor_pid: int, confinement: Confinement) -> "Jail":
         """Leave the supervisor's namespaces. The first child forked afterwards is the zygote if `pidns` is on."""
-        jail = cls(uid_block(supervisor_pid), profile)
+        jail = cls(uid_block(supervisor_pid), confinement)
         supervisor_can_kill = linux.has_capability(linux.CAP_KILL)  # it has what we had when we started
         jail.layers |= namespaces.enter(jail._uids)
         jail.layers["uid"] = _uid_layer(jail._uids, supervisor_can_kill=supervisor_can_kill)
@@ -60,7 +52,9 @@ class Jail:
         """Shut this process, the zygote, in. Raises OSError where not even no_new_privs is to be had."""
         self._pid = os.getpid()
         self.layers["oom_first"] = namespaces.attempt(_offer_to_oom_killer)
-        self.layers["root"] = namespaces.empty_root(own_mounts=self.layers["mountns"] == "on")
+        files, links, own_mounts = self._confinement.files, self._confinement.links, self.layers["mountns"] == "on"
+        close_root = functools.partial(namespaces.root_of, files, links) if files else namespaces.empty_root
+        self.layers["root"] = close_root(own_mounts=own_mounts)
         if self.layers["uid"] == "per-worker":
             os.setgroups([])
         linux.keep_capabilities(linux.CAP_SETUID, linux.CAP_SETGID, linux.CAP_KILL)
@@ -69,13 +63,17 @@ class Jail:
         self.layers["no_new_privs"] = "on"
         self.layers["mdwe"] = self._refuse_new_code()
         try:
-            self.layers["landlock"] = f"abi{landlock.deny_all()}"
+            abi = landlock.deny_all(but_read=files, but_execute=self._confinement.programs)
+            self.layers["landlock"] = f"abi{abi}"
         except OSError as why:
             self.layers["landlock"] = namespaces.refusal(why)
         self.layers["seccomp"] = self._try_filter()
 
-    def lock_worker(self, slot: int) -> None:
-        """Give up, for good, all this process may do but compute and talk. Raises OSError if a layer does not hold."""
+    def lock_worker(self, slot: int, data_bytes: int = 0) -> None:
+        """Give up, for good, all this process may do but compute and talk. Raises OSError if a layer does not hold.
+
+        `data_bytes` bounds its writable private memory, mapped or touched; 0 does not.
+        """
         if self.layers["uid"] == "per-worker":
             uid = self._uids[slot]
             os.setresgid(uid, uid, uid)
@@ -85,20 +83,24 @@ class Jail:
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # after setresuid, which clears it
         if os.getppid() != self._pid:
             raise ProcessLookupError("the zygote died")
-        for limit, value in _LIMITS.items():
-            resource.setrlimit(limit, (value, value))
+        for limit, value in self._confinement.limits.items():
+            if limit != resource.RLIMIT_NPROC or not value or self.layers["uid"] == "per-worker":
+                resource.setrlimit(limit, (value, value))
+        if data_bytes:
+            resource.setrlimit(resource.RLIMIT_DATA, (data_bytes, data_bytes))
         if self.layers["seccomp"] == "on":
-            seccomp.install(self._filter)
+            profile = self._confinement.profile
+            seccomp.install(seccomp.compile_here(profile) if profile.is_personal else self._filter)
 
     def _refuse_new_code(self) -> str:
-        if self._profile.makes_code:
+        if self._confinement.profile.makes_code:
             return "off: it loads compiled code"
         return namespaces.attempt(lambda: linux.prctl(linux.PR_SET_MDWE, linux.PR_MDWE_REFUSE_EXEC_GAIN))
 
     def _try_filter(self) -> str:
         """Prove on a child that the filter can be installed and that it kills."""
         try:
-            self._filter = seccomp.compile_here(self._profile)
+            self._filter = seccomp.compile_here(self._confinement.profile)
         except KeyError:
             return f"off: no system call table for {os.uname().machine}"
         child = os.fork()

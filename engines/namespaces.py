@@ -1,4 +1,4 @@
-"""Namespaces and a file system with nothing in it.
+"""Namespaces and a file system with nothing in it, or next to nothing.
 
 What is in force afterwards is stated as "on" or a name, else "off: ERRNO": every layer is tried on its own, because
 containers, kernels and security modules each refuse a different one.
@@ -18,6 +18,9 @@ _KINDS = {
     "cgroupns": linux.CLONE_NEWCGROUP,
     "pidns": linux.CLONE_NEWPID,
 }
+
+_ST_RELATIME = 4096
+_KEPT_MOUNT_FLAGS = linux.MS_NODEV | linux.MS_NOEXEC | 1024 | 2048  # these, and noatime, are numbered as statvfs does
 
 
 def refusal(why: OSError) -> str:
@@ -96,15 +99,41 @@ def empty_root(*, own_mounts: bool) -> str:
     return state
 
 
-def _pivot_to_tmpfs() -> None:
+def root_of(files: tuple[str, ...], links: dict[str, str], *, own_mounts: bool) -> str:
+    """Make `/` hold `files`, read-only, each at its path, and `links` to them: "files_only", or "off: ERRNO"."""
+    if not own_mounts:
+        return "off: no mountns"
+    state = attempt(lambda: _pivot_to_tmpfs(files, links))
+    return "files_only" if state == "on" else state
+
+
+def _pivot_to_tmpfs(files: tuple[str, ...] = (), links: dict[str, str] | None = None) -> None:
     linux.mount(None, b"/", None, linux.MS_REC | linux.MS_PRIVATE)
     options = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
-    linux.mount(b"tmpfs", b"/proc", b"tmpfs", options, b"size=4k,nr_inodes=1,mode=0555")
+    inodes = 1 + sum(path.count("/") for path in (*files, *(links or ())))
+    linux.mount(b"tmpfs", b"/proc", b"tmpfs", options, f"size=4k,nr_inodes={inodes},mode=0555".encode())
+    for path in files:
+        _show(path, under="/proc")
+    for path, target in (links or {}).items():
+        os.makedirs("/proc" + path.rpartition("/")[0], 0o555, exist_ok=True)  # noqa: PTH103
+        os.symlink(target, "/proc" + path)  # noqa: PTH211
     os.chdir("/proc")
     linux.pivot_root(b".", b".")
     linux.unmount(b".", linux.MNT_DETACH)
     os.chdir("/")
     linux.mount(None, b"/", None, options | linux.MS_REMOUNT | linux.MS_RDONLY)
+
+
+def _show(path: str, *, under: str) -> None:
+    target = under + path
+    os.makedirs(target.rpartition("/")[0], 0o555, exist_ok=True)  # noqa: PTH103
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL, 0o444))
+    source, place = os.fsencode(path), os.fsencode(target)
+    linux.mount(source, place, None, linux.MS_BIND)
+    inherited = os.statvfs(path).f_flag  # a user namespace may add to them, and take none away
+    kept = inherited & _KEPT_MOUNT_FLAGS | (linux.MS_RELATIME if inherited & _ST_RELATIME else 0)
+    flags = kept | linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | linux.MS_NOSUID
+    linux.mount(None, place, None, flags)
 
 
 def _chroot_to_deleted_directory() -> None:

@@ -62,6 +62,10 @@ class Argument:
         self._among = among or (0,)
         self._otherwise = otherwise
 
+    @property
+    def names_itself(self) -> bool:
+        return OWN_PID in self._among
+
     def program(self, own_pid: int) -> list[Instruction]:
         tests: list[Instruction] = []
         for value in self._among:
@@ -71,9 +75,12 @@ class Argument:
 
 
 class Profile:
-    """What a kind of worker may call, by name. `makes_code`: a page of its memory may become executable."""
+    """What a kind of worker may call, by name.
 
-    __slots__ = ("absent", "allow", "allow_if", "deny", "makes_code")
+    `makes_code`: a page of its memory may become executable. `is_personal`: every process needs a program of its own.
+    """
+
+    __slots__ = ("absent", "allow", "allow_if", "deny", "is_personal", "makes_code")
 
     def __init__(
         self, *, allow: str, allow_if: dict[str, Argument], deny: str, absent: str = "", makes_code: bool = False
@@ -83,6 +90,7 @@ class Profile:
         self.deny = deny.split()
         self.absent = absent.split()
         self.makes_code = makes_code
+        self.is_personal = any(argument.names_itself for argument in allow_if.values())
 
 
 _PROT_EXEC = 4

@@ -21,6 +21,7 @@ import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 READY_TIMEOUT_S = 15.0
 CLOSE_TIMEOUT_S = 5.0
@@ -33,6 +34,9 @@ sys.path.extend(sys.argv[5:])
 from engines import zygote_main
 zygote_main.main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
 """
+
+
+Role = Literal["program", "probe", "rehearsal"]
 
 
 class ZygoteError(Exception):
@@ -85,8 +89,11 @@ class Zygote:
         self._may_send = asyncio.Semaphore(_SPAWNS_IN_FLIGHT)
         self._spawning: dict[int, asyncio.Future[Worker]] = {}
         self._workers: dict[int, Worker] = {}
-        self._ready: asyncio.Future[dict[str, str]] = self._loop.create_future()
+        self._ready: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self.layers: dict[str, str] = {}
+        self.permitted: frozenset[str] = frozenset()
+        self.rehearses = False
+        self.idle_data_bytes = 0  # see spawn
         self.died: asyncio.Future[str] = self._loop.create_future()
         self._all_dead = asyncio.Event()
         self._loop.add_reader(self._control, self._on_message)
@@ -109,7 +116,9 @@ class Zygote:
                 await asyncio.wait((zygote._ready, zygote.died), return_when=asyncio.FIRST_COMPLETED)
             if not zygote._ready.done():
                 raise ZygoteError(f"the zygote of {module} did not start: {zygote.died.result()}")
-            zygote.layers = zygote._ready.result()
+            told = zygote._ready.result()
+            zygote.layers, zygote.rehearses = told["layers"], told["rehearses"]
+            zygote.permitted = frozenset(told["permitted"])
             if zygote.layers["seccomp"] != "on" and not unsafe:
                 raise ZygoteError(f"no system call filter, seccomp is {zygote.layers['seccomp']}")
         except TimeoutError:
@@ -120,11 +129,12 @@ class Zygote:
             raise
         return zygote
 
-    async def spawn(self, sock: socket.socket, *, probe: bool = False) -> Worker:
+    async def spawn(self, sock: socket.socket, *, role: Role = "program", memory_bytes: int = 0) -> Worker:
         """Fork a jailed worker that serves `sock`, which is closed here in any case. About 2 ms of its CPU time.
 
-        `probe` runs engines/probe.py in it and not the program. Raises SpawnFailed, or ZygoteError if the zygote is
-        gone. Cancelling kills the worker.
+        It may use `memory_bytes` beside the `idle_data_bytes` that it has from the start; 0 does not limit it from
+        outside. For the roles but "program" see engines/selftest.py. Raises SpawnFailed, or ZygoteError if the zygote
+        is gone. Cancelling kills the worker.
         """
         with sock:
             async with self._may_send:
@@ -132,7 +142,9 @@ class Zygote:
                     raise ZygoteError(f"the zygote is gone: {self.died.result()}")
                 self._last_id += 1
                 worker_id = self._last_id
-                message = json.dumps({"op": "spawn", "id": worker_id, "probe": probe}).encode()
+                order: dict[str, object] = {"op": "spawn", "id": worker_id, "role": role, "memory_bytes": memory_bytes}
+                order["data_bytes"] = self.idle_data_bytes + memory_bytes if memory_bytes else 0
+                message = json.dumps(order).encode()
                 spawned: asyncio.Future[Worker] = self._loop.create_future()
                 self._spawning[worker_id] = spawned
                 try:
@@ -183,7 +195,7 @@ class Zygote:
             message = json.loads(data)
             match message.pop("op"):
                 case "ready":
-                    self._ready.set_result(message["layers"])
+                    self._ready.set_result(message)
                 case "spawned":
                     if descriptors:
                         self._on_spawned(message["id"], message["pid"], descriptors[0])

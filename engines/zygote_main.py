@@ -1,20 +1,22 @@
-"""The zygote: a small process that has everything imported and forks jailed workers on demand.
+"""The zygote: a small process that has everything ready and forks jailed workers on demand.
 
     supervisor ── stub ── zygote (pid 1 of its pid namespace) ── workers        where there is a pid namespace
     supervisor ── zygote ── workers                                             where there is none
 
 It talks to its supervisor over a SOCK_SEQPACKET socket, one JSON object a message:
 
-    supervisor → zygote   {"op": "spawn", "id", "probe"}  + the worker's socket
-    zygote → supervisor   {"op": "ready", "layers"}       first of all
+    supervisor → zygote   {"op": "spawn", "id", "role", "memory_bytes", "data_bytes"}  + the worker's socket
+    zygote → supervisor   {"op": "ready", "layers", "permitted", "rehearses"}          first of all
                           {"op": "spawned", "id", "pid"}  + a pidfd
                           {"op": "failed", "id", "why"}
                           {"op": "exit", "id", "status", "cpu_ms", "maxrss_bytes"}   status as os.waitstatus_to_exitcode
 
 A worker has the socket as fd 3 and runs `serve(3)` of the program's module, of which `preload()` ran before the jail
-closed. The module may have a `PROFILE`, the system calls its workers may make (engines/seccomp.py). A worker dies with
-the zygote, and the zygote with its supervisor, whichever way that ends: by the parent-death signal, by the end of the
-pid namespace and by end-of-file on the control socket.
+closed. The module may have a `PROFILE`, the system calls its workers may make (engines/seccomp.py). Or its `preload`
+returns a whole Confinement (engines/confinement.py); where that has an execution, a worker becomes that program.
+
+A worker dies with the zygote, and the zygote with its supervisor, whichever way that ends: by the parent-death signal,
+by the end of the pid namespace and by end-of-file on the control socket.
 
 Whatever is imported here is mapped into every worker: no asyncio, logging, random, typing or dataclasses.
 """
@@ -34,6 +36,7 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 
 from engines import linux, probe, seccomp
+from engines.confinement import Confinement
 from engines.jail import WORKER_SLOTS, Jail
 
 TYPE_CHECKING = False  # `typing` is not worth its memory here
@@ -44,7 +47,9 @@ WORKER_SOCKET = 3
 BROKEN = 70  # exit status of a worker that could not be locked or whose program raised; the traceback is on stderr
 _CLOSE_RANGE = 436
 
-Serve = Callable[[int], None]
+Serve = Callable[[int], object]
+Task = tuple[tuple[int, ...], Serve]
+"""Where a worker finds its socket, and what it does with it."""
 
 
 def main(control_fd: int, supervisor_pid: int, module: str, argument: str) -> None:
@@ -53,13 +58,14 @@ def main(control_fd: int, supervisor_pid: int, module: str, argument: str) -> No
     os.environ.clear()  # Python has put LC_CTYPE there
     control = socket.socket(fileno=control_fd)
     program = importlib.import_module(module)
-    program.preload(*(argument,) if argument else ())
+    told = program.preload(*(argument,) if argument else ())
+    confinement = told or Confinement(getattr(program, "PROFILE", seccomp.SCRIPT))
     probe.preload()
-    jail = Jail.enter(supervisor_pid, getattr(program, "PROFILE", seccomp.SCRIPT))
+    jail = Jail.enter(supervisor_pid, confinement)
     if jail.layers["pidns"] == "on":
         _become_first_process(control)
     jail.close()
-    Zygote(control, jail, {False: program.serve, True: probe.serve}).run()
+    Zygote(control, jail, confinement, getattr(program, "serve", None)).run()
 
 
 def _die_with(parent_pid: int) -> None:
@@ -87,10 +93,11 @@ def _become_first_process(control: socket.socket) -> None:
 class Zygote:
     """The loop. Single-threaded; its only state is which worker sits in which slot."""
 
-    def __init__(self, control: socket.socket, jail: Jail, programs: dict[bool, Serve]) -> None:
+    def __init__(self, control: socket.socket, jail: Jail, confinement: Confinement, serve: Serve | None) -> None:
         self._control = control
         self._jail = jail
-        self._programs = programs
+        self._confinement = confinement
+        self._serve = serve
         self._workers: dict[int, tuple[int, int]] = {}  # pid: (id, slot)
         self._free_slots = list(range(WORKER_SLOTS))
         heapify(self._free_slots)
@@ -106,7 +113,14 @@ class Zygote:
         ready.register(self._control, select.POLLIN)
         ready.register(self._child_ended, select.POLLIN)
         try:
-            self._send({"op": "ready", "layers": self._jail.layers})
+            self._send(
+                {
+                    "op": "ready",
+                    "layers": self._jail.layers,
+                    "permitted": self._confinement.permitted,
+                    "rehearses": self._confinement.execution is not None,
+                }
+            )
             while True:
                 for descriptor, _ in ready.poll():
                     if descriptor == self._child_ended:
@@ -127,7 +141,8 @@ class Zygote:
         try:
             if not descriptors:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            self._spawn(message["id"], descriptors[0], self._programs[message["probe"]])
+            task = self._task(message["role"], message["memory_bytes"])
+            self._spawn(message["id"], descriptors[0], task, message["data_bytes"])
         except OSError as why:
             self._send({"op": "failed", "id": message["id"], "why": why.strerror})
         finally:
@@ -135,7 +150,17 @@ class Zygote:
                 os.close(descriptor)
         return True
 
-    def _spawn(self, worker_id: int, descriptor: int, serve: Serve) -> None:
+    def _task(self, role: str, memory_bytes: int) -> Task:
+        execution = self._confinement.execution
+        if role == "probe":
+            return (WORKER_SOCKET,), probe.serve
+        if execution is None:
+            assert self._serve is not None
+            return (WORKER_SOCKET,), self._serve
+        command = execution.command(memory_bytes) if role == "program" else execution.rehearsal
+        return execution.sockets, lambda _: os.execve(command[0], command, execution.environment)  # noqa: S606
+
+    def _spawn(self, worker_id: int, descriptor: int, task: Task, data_bytes: int) -> None:
         if not self._free_slots:
             raise OSError(errno.EAGAIN, "every worker slot is taken")
         slot = heappop(self._free_slots)
@@ -145,7 +170,7 @@ class Zygote:
             heappush(self._free_slots, slot)
             raise
         if pid == 0:
-            run_worker(self._jail, slot, descriptor, serve)
+            run_worker(self._jail, slot, descriptor, task, data_bytes)
         self._workers[pid] = (worker_id, slot)
         try:
             pidfd = os.pidfd_open(pid)
@@ -193,16 +218,19 @@ class Zygote:
             self._control.send(data)
 
 
-def run_worker(jail: Jail, slot: int, descriptor: int, serve: Serve) -> typing.NoReturn:
+def run_worker(jail: Jail, slot: int, descriptor: int, task: Task, data_bytes: int) -> typing.NoReturn:
     """The child's life after the fork; never returns."""
     status = BROKEN
+    sockets, serve = task
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.dup2(descriptor, WORKER_SOCKET, inheritable=False)
-        _close_from(WORKER_SOCKET + 1)
-        jail.lock_worker(slot)
-        serve(WORKER_SOCKET)
+        for place in sockets:
+            os.dup2(descriptor, place)
+            os.set_inheritable(place, True)  # dup2 leaves it as it is where both are the same
+        _close_from(max(*sockets, 2) + 1)
+        jail.lock_worker(slot, data_bytes)
+        serve(sockets[0])
         status = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())

@@ -107,6 +107,8 @@ class FakeZygote:
         self._scripts = list(scripts)
         self.workers: list[FakeWorker] = []
         self.layers = {"seccomp": "on"}
+        self.permitted: frozenset[str] = frozenset()
+        self.rehearses = False
         self.died: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.failing = False
         self.stuck = False
@@ -116,7 +118,7 @@ class FakeZygote:
     async def launch(self, module: str, *, unsafe: bool = False) -> "FakeZygote":
         return self
 
-    async def spawn(self, sock: socket.socket, *, probe: bool = False) -> Worker:
+    async def spawn(self, sock: socket.socket, *, role: str = "program", memory_bytes: int = 0) -> Worker:
         if self.failing:
             sock.close()
             raise SpawnFailed("Resource temporarily unavailable")
@@ -126,7 +128,7 @@ class FakeZygote:
         sock.setblocking(False)
         exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         worker = FakeWorker(len(self.workers) + 1, 0, -1, exited)
-        worker.probe = probe
+        worker.probe = probe = role != "program"
         held = _escaped if self.leaks else _held
         script = held if probe else self._scripts.pop(0) if self._scripts else honest
         worker.task = asyncio.create_task(self._live(worker, sock, script, ends=probe))

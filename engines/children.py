@@ -19,6 +19,10 @@ Key = tuple[object, ...]
 """Begins with project and function. Equal keys mean the same code under the same bounds."""
 
 
+Shape = tuple[int, ...]
+"""What cannot be changed of a child once it is forked, such as its memory limit; () where everything can."""
+
+
 class State(Enum):
     FORKING = "forking"
     BLANK = "blank"
@@ -36,10 +40,11 @@ BUSY: Final = frozenset({State.BINDING, State.RUNNING, State.WAIT_HOST, State.DR
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """Somebody who needs a child of `key`."""
+    """Somebody who needs a child of `key`, and of that shape."""
 
     key: Key
     queued_ms: float
+    shape: Shape = ()
     waiting: bool = False
     size_bytes: int = 0  # of the memory it holds while it waits
 
@@ -48,6 +53,7 @@ class Request:
 class Child:
     id: int
     born_ms: float
+    shape: Shape = ()
     state: State = State.FORKING
     key: Key | None = None
     ready_ms: float = 0.0  # when it became BLANK

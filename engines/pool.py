@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import InitVar, dataclass, field
 from typing import Final, TypeVar
 
-from engines.children import Action, Bind, Child, Key, Kill, Reject, Request, Spawn, Start, State
+from engines.children import Action, Bind, Child, Key, Kill, Reject, Request, Shape, Spawn, Start, State
 from engines.queue import Queue
 
 MAX_CALLS: Final = 10_000
@@ -17,18 +17,23 @@ MAX_AGE_MS: Final = 3_600_000.0
 IDLE_TTL_MS: Final = 60_000.0
 MAX_FORKING: Final = 4
 SPAWN_BACKOFF_MS: Final = (50.0, 2_000.0)
+SPARE_SHAPES: Final = 3  # for so many shapes there may be spares at a time
 
 K = TypeVar("K")
 
 
 @dataclass(eq=False, kw_only=True)
 class Pool:
-    """`spares` blanks are kept; at most `max_children` live at a time, `max_children_per_project` of one project."""
+    """`spares` blanks are kept; at most `max_children` live at a time, `max_children_per_project` of one project.
+
+    Spares have the shape asked for last; as long as `spare_shape` is None, which nobody ever asks for, there are none.
+    """
 
     spares: int
     max_children: int
     max_children_per_project: int
     queue_ms: InitVar[float]
+    spare_shape: Shape | None = ()
     can_spawn: bool = True
     children: set[Child] = field(default_factory=set)
     _blank: list[Child] = field(default_factory=list)
@@ -37,8 +42,8 @@ class Pool:
     _bound: dict[Key, int] = field(default_factory=dict)  # children by key and by project, KILLED ones included
     _held: dict[object, int] = field(default_factory=dict)
     queue: Queue = field(init=False)
-    _coming: int = 0  # FORKING or KILLED: each will make room for somebody
-    _forking: int = 0
+    _forking: dict[Shape, int] = field(default_factory=dict)
+    _dying: int = 0  # KILLED, and going to make room for somebody
     _next_id: int = 1
     _spawn_after_ms: float = 0.0
     _backoff_ms: float = SPAWN_BACKOFF_MS[0]
@@ -61,6 +66,7 @@ class Pool:
 
     def submit(self, request: Request, now_ms: float) -> list[Action]:
         """A new request: started at once on an idle child of its key, or queued."""
+        self.spare_shape = request.shape
         idle = self._idle_of.get(request.key)
         if idle:
             return [self._start(idle[-1], request)]
@@ -117,7 +123,7 @@ class Pool:
         self._leave(child)
         child.state = State.KILLED
         child.worn = child.worn or why
-        self._coming += 1
+        self._dying += 1
         return Kill(child, why)
 
     def reaped(self, child: Child, now_ms: float) -> list[Action]:
@@ -135,7 +141,9 @@ class Pool:
         actions: list[Action] = [Reject(request) for request in self.queue.expire(now_ms)]
         while self._idle and now_ms - (oldest := next(iter(self._idle))).idle_since_ms >= IDLE_TTL_MS:
             actions.append(self.kill(oldest, "idle"))
-        return actions + self._place(now_ms)
+        unfit = [blank for blank in self._blank if blank.shape != self.spare_shape]
+        late = [blank for blank in unfit if now_ms - blank.ready_ms >= IDLE_TTL_MS]
+        return [*actions, *(self.kill(blank, "idle") for blank in late), *self._place(now_ms)]
 
     def retire(self, project: object, function: object = None) -> list[Action]:
         """Idle children of the function, or of the whole project, end now; busy ones after their run."""
@@ -164,35 +172,51 @@ class Pool:
         """Give children to those who may claim one, in turn; then see to the spares, but not while somebody is bound:
         a fork would slow down his cold start.
 
-        1. a blank is there: bind it
-        2. a child is being forked or is dying: that one will do, wait for it
+        1. a blank of the right shape is there: bind it
+        2. one is being forked, or any child is dying: that one will do, wait for it
         3. there is room for one more: spawn
-        4. somebody's child is idle: end the least recently used
+        4. a blank has another shape, or somebody's child is idle: end that, the least recently used
         5. otherwise wait
         """
         actions: list[Action] = []
-        coming = self._coming
+        forking, dying = dict(self._forking), self._dying
         for request in self._claims(now_ms) if self.queue else ():
             if self._held.get(request.key[0], 0) >= self.max_children_per_project:
                 actions += self._replace_own(request)
-            elif self._blank:
-                actions.append(self._bind(self._blank.pop(), request))
-            elif coming > 0:
-                coming -= 1
+            elif blank := self._blank_of(request.shape):
+                actions.append(self._bind(blank, request))
+            elif forking.get(request.shape):
+                forking[request.shape] -= 1
+            elif dying > 0:
+                dying -= 1
             elif len(self.children) < self.max_children:
                 if not self._may_fork(now_ms):
                     break
-                actions.append(self._spawn(now_ms))
+                actions.append(self._spawn(request.shape, now_ms))
+            elif self._blank:
+                actions.append(self.kill(self._blank[0], "shape"))
             elif self._idle:
                 actions.append(self.kill(next(iter(self._idle)), "evicted"))
             else:
                 break
-        if self._lacks_spare() and self._may_fork(now_ms) and not any(isinstance(action, Bind) for action in actions):
-            actions.append(self._spawn(now_ms))
+        if not any(isinstance(action, Bind) for action in actions):
+            actions += self._see_to_spares(now_ms)
         return actions
 
-    def _lacks_spare(self) -> bool:
-        return len(self._blank) < self.spares and not self._forking and len(self.children) < self.max_children
+    def _see_to_spares(self, now_ms: float) -> list[Action]:
+        """One more of the shape that lacks one, and one less of another if that makes too many."""
+        shape = self.spare_shape
+        if shape is None or self._forking or not self._may_fork(now_ms) or len(self.children) >= self.max_children:
+            return []
+        others = [blank for blank in self._blank if blank.shape != shape]
+        if len(self._blank) - len(others) >= self.spares:
+            return []
+        crowded = len(others) > (SPARE_SHAPES - 1) * self.spares
+        return [*([self.kill(others[0], "shape")] if crowded else []), self._spawn(shape, now_ms)]
+
+    def _blank_of(self, shape: Shape) -> Child | None:
+        """The blank forked last, which is the one in the processor's caches."""
+        return next((blank for blank in reversed(self._blank) if blank.shape == shape), None)
 
     def _claims(self, now_ms: float) -> Iterator[Request]:
         def room_of(project: object) -> int:
@@ -219,7 +243,7 @@ class Pool:
         project = child.key[0]
         held = self._held[project]
         full = len(self.children) >= self.max_children
-        if self._blank or self._coming or not (full or held >= self.max_children_per_project):
+        if self._blank or self._forking or self._dying or not (full or held >= self.max_children_per_project):
             return None
         for request in self._claims(now_ms):
             theirs = self._held.get(request.key[0], 0)
@@ -231,20 +255,20 @@ class Pool:
         return None
 
     def _may_fork(self, now_ms: float) -> bool:
-        return self.can_spawn and self._forking < MAX_FORKING and now_ms >= self._spawn_after_ms
+        return self.can_spawn and sum(self._forking.values()) < MAX_FORKING and now_ms >= self._spawn_after_ms
 
     # What is written down
 
-    def _spawn(self, now_ms: float) -> Spawn:
-        child = Child(self._next_id, now_ms)
+    def _spawn(self, shape: Shape, now_ms: float) -> Spawn:
+        child = Child(self._next_id, now_ms, shape)
         self._next_id += 1
         self.children.add(child)
-        self._forking += 1
-        self._coming += 1
+        self._forking[shape] = self._forking.get(shape, 0) + 1
         return Spawn(child)
 
     def _bind(self, child: Child, request: Request) -> Bind:
         assert child.key is None
+        self._leave(child)
         project = request.key[0]
         self.queue.remove(request)
         self.queue.had_turn(project)
@@ -271,8 +295,7 @@ class Pool:
         """Take the child out of whatever list its state keeps it in."""
         match child.state:
             case State.FORKING:
-                self._forking -= 1
-                self._coming -= 1
+                _drop(self._forking, child.shape)
             case State.BLANK:
                 self._blank.remove(child)
             case State.IDLE:
@@ -283,7 +306,7 @@ class Pool:
                 if not mine:
                     del self._idle_of[child.key]
             case State.KILLED:
-                self._coming -= 1
+                self._dying -= 1
 
 
 def _drop(counts: dict[K, int], name: K) -> None:

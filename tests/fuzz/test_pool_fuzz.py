@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engines.children import Action, Bind, Child, Key, Kill, Reject, Request, Spawn, Start, State
-from engines.pool import Pool
+from engines.pool import SPARE_SHAPES, Pool
 
 QUEUE_MS = 200.0
 
@@ -13,9 +13,16 @@ QUEUE_MS = 200.0
 class Processes(RuleBasedStateMachine):
     """Plays the processes: what was asked for happens later, in any order, or the child dies instead."""
 
-    @initialize(spares=st.integers(0, 2), most=st.integers(1, 5), most_each=st.integers(1, 3))
-    def begin(self, spares: int, most: int, most_each: int) -> None:
-        self.pool = Pool(spares=spares, max_children=most, max_children_per_project=most_each, queue_ms=QUEUE_MS)
+    @initialize(spares=st.integers(0, 2), most=st.integers(1, 5), most_each=st.integers(1, 3), shaped=st.booleans())
+    def begin(self, spares: int, most: int, most_each: int, shaped: bool) -> None:
+        self.pool = Pool(
+            spares=spares,
+            max_children=most,
+            max_children_per_project=most_each,
+            queue_ms=QUEUE_MS,
+            spare_shape=None if shaped else (),
+        )
+        self.shaped, self.spares = shaped, spares
         self.most, self.most_each = most, most_each
         self.now_ms = 0.0
         self.forking: list[Child] = []
@@ -31,6 +38,7 @@ class Processes(RuleBasedStateMachine):
                     self.forking.append(child)
                 case Bind(child, request):
                     assert child not in self.bound, "bound twice"
+                    assert child.shape == request.shape, "a misfit"
                     self.bound[child] = request.key
                     self.serve(child, request)
                 case Start(child, request):
@@ -50,7 +58,8 @@ class Processes(RuleBasedStateMachine):
 
     @rule(project=st.sampled_from("pqr"), function=st.sampled_from("fg"))
     def ask(self, project: str, function: str) -> None:
-        request = Request((project, function, 1), self.now_ms)
+        shape = ("pqr".index(project), "fg".index(function)) if self.shaped else ()
+        request = Request((project, function, 1), self.now_ms, shape)
         self.waiting.add(request)
         self.do(self.pool.submit(request, self.now_ms))
 
@@ -107,6 +116,8 @@ class Processes(RuleBasedStateMachine):
         idle = {child.key for child in children if child.state is State.IDLE}
         assert not idle & {request.key for request in self.waiting}, "an idle child, and somebody waits for it"
         assert self.waiting == set(self.pool.queue)
+        blank = [child.shape for child in children if child.state is State.BLANK]
+        assert len(blank) <= max(self.most, SPARE_SHAPES * self.spares)
         assert {child for child in children if child.state is State.FORKING} == set(self.forking)
         assert {child for child in children if child.state is State.KILLED} == set(self.dying)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from engines.children import Action, Bind, Child, Kill, Reject, Request, Spawn, Start, State
-from engines.pool import IDLE_TTL_MS, MAX_AGE_MS, MAX_CALLS, Pool
+from engines.pool import IDLE_TTL_MS, MAX_AGE_MS, MAX_CALLS, SPARE_SHAPES, Pool
 from engines.queue import MAX_WAITING_BYTES_PER_PROJECT, MAX_WAITING_PER_PROJECT, PATIENCE_MS
 
 
@@ -262,6 +262,72 @@ def test_closing_refuses_who_waits_and_ends_who_lives() -> None:
     assert subject.reaped(warm, 1) == []
     assert subject.forked(forking, 1) == []
     assert say(subject.close()) == "kill 2 closing"
+
+
+SMALL, LARGE = (16,), (64,)
+
+
+def shaped(spares: int = 1, most: int = 4) -> Pool:
+    return Pool(spares=spares, max_children=most, max_children_per_project=most, queue_ms=1000, spare_shape=None)
+
+
+def ask_shape(project: str, shape: tuple[int, ...], at_ms: float = 0) -> Request:
+    return Request((project, "f", 1), at_ms, shape)
+
+
+def test_nobody_knows_the_shape_of_a_spare_before_somebody_asks_for_one() -> None:
+    subject = shaped()
+    assert say(subject.wake(0)) == ""
+    (child,) = spawned(subject.submit(ask_shape("p", SMALL), 0))
+    assert child.shape == SMALL
+    assert say(subject.forked(child, 0)) == "bind 1 p/f"
+    (spare,) = spawned(subject.loaded(child, 0))
+    assert spare.shape == SMALL
+
+
+def test_a_spare_is_bound_to_a_request_of_its_shape_only() -> None:
+    subject = shaped()
+    child = running(subject, ask_shape("p", SMALL))
+    subject.forked(next(child for child in subject.children if child.state is State.FORKING), 0)
+    (large,) = spawned(subject.submit(ask_shape("q", LARGE), 0))
+    assert (large.id, large.shape) == (3, LARGE)
+    assert say(subject.submit(ask_shape("r", SMALL), 0)) == "bind 2 r/f"
+    assert child.state is State.RUNNING
+
+
+def test_one_that_is_being_forked_in_another_shape_is_no_reason_to_wait() -> None:
+    subject = shaped(spares=0)
+    assert [child.shape for child in spawned(subject.submit(ask_shape("p", SMALL), 0))] == [SMALL]
+    assert [child.shape for child in spawned(subject.submit(ask_shape("q", LARGE), 0))] == [LARGE]
+    assert say(subject.submit(ask_shape("r", LARGE, 0), 0)) == "spawn 3"
+
+
+def test_a_spare_of_another_shape_gives_way_before_an_idle_child_does() -> None:
+    subject = shaped(most=2)
+    child = running(subject, ask_shape("p", SMALL))
+    (spare,) = [child for child in subject.children if child.state is State.FORKING]
+    subject.forked(spare, 0)
+    subject.released(child, 0)
+    assert say(subject.submit(ask_shape("q", LARGE), 1)) == "kill 2 shape"
+    (large,) = spawned(subject.reaped(spare, 1))
+    assert (large.shape, child.state) == (LARGE, State.IDLE)
+
+
+def test_spares_of_shapes_that_nobody_asks_for_any_more_end_in_time_or_in_a_crowd() -> None:
+    subject = shaped(most=20)
+    spares = []
+    for size in range(1, 6):
+        (child,) = spawned(subject.submit(ask_shape(f"p{size}", (size,)), 0))
+        subject.forked(child, 0)
+        actions = subject.loaded(child, 0)
+        (spare,) = spawned(actions)
+        subject.forked(spare, size)
+        spares.append(spare)
+        assert subject.counts()["blank"] <= SPARE_SHAPES
+    assert [spare.state is State.BLANK for spare in spares] == [False, False, True, True, True]
+    assert say(subject.wake(IDLE_TTL_MS + 3)) == f"kill {spares[2].id} idle"
+    subject.wake(IDLE_TTL_MS * 2)
+    assert spares[4].state is State.BLANK
 
 
 def test_what_waits_holds_a_bounded_part_of_memory() -> None:

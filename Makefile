@@ -47,8 +47,8 @@ lock: setup ## Pin the newest versions that fit, with hashes (needs uv)
 	    --no-emit-index-url --no-emit-find-links $$@ pyproject.toml -o $$out --upgrade -q; done
 	$(NPM) install --package-lock-only --omit-lockfile-registry-resolved
 
-setup: .venv/.run .venv/.npm
-setup-dev: .venv/.dev .venv/.npm
+setup: .venv/.run .venv/.npm .venv/.guest
+setup-dev: .venv/.dev .venv/.npm .venv/.guest
 
 # Another Python was asked for than .venv has.
 ifneq ($(origin PYTHON),file)
@@ -78,4 +78,11 @@ endif
 	@[ -e .venv/.run ] || $(MAKE) --no-print-directory .venv/.run
 	@echo "· installing esbuild"
 	@$(NPM) ci --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error
+	@touch $@
+
+.venv/.guest: lock/guest.txt | .venv/.made
+	@[ -e .venv/.run ] || $(MAKE) --no-print-directory .venv/.run
+	@echo "· fetching the C sources of the Wasm engine"
+	@mkdir -p .venv/share/atlas
+	@$(PY) -m pip download -q --disable-pip-version-check --no-build-isolation --no-deps --no-binary :all: --require-hashes -r lock/guest.txt -d .venv/share/atlas
 	@touch $@

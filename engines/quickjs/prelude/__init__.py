@@ -14,17 +14,26 @@ def _joined(text: str) -> str:
     return " ".join(line for line in lines if line and not line.startswith("//"))
 
 
+_HERE = os.path.dirname(__file__)  # noqa: PTH120
+
+
+def texts(folder: str | os.PathLike[str] = _HERE) -> dict[str, str]:
+    """Every script of a folder by its name, each as one line."""
+    with os.scandir(folder) as entries:
+        paths = {entry.name[:-3]: entry.path for entry in entries if entry.name.endswith(".js")}
+    found = {}
+    for name in sorted(paths):
+        with open(paths[name], encoding="utf-8") as file:  # noqa: PTH123
+            found[name] = _joined(file.read())
+    return found
+
+
 def read() -> tuple[str, dict[str, str]]:
     """The eager script, an expression that gives `(name) => function`, and the source of each lazy unit by name.
 
     A lazy unit is a function expression that takes `core` and gives its exports.
     """
-    with os.scandir(os.path.dirname(__file__)) as folder:  # noqa: PTH120
-        paths = {entry.name[:-3]: entry.path for entry in folder if entry.name.endswith(".js")}
-    texts = {}
-    for name in sorted(paths):
-        with open(paths[name], encoding="utf-8") as file:  # noqa: PTH123
-            texts[name] = _joined(file.read())
-    eager = " ".join(texts.pop(name) for name in _EAGER)
+    units = texts()
+    eager = " ".join(units.pop(name) for name in _EAGER)
     door = "return (name, source) => source === undefined ? bridge[name] : (sources[name] = source, undefined);"
-    return f'(function () {{ "use strict"; {eager} {door} }})()', {name: f"({text})" for name, text in texts.items()}
+    return f'(function () {{ "use strict"; {eager} {door} }})()', {name: f"({text})" for name, text in units.items()}

@@ -95,6 +95,16 @@ async function whenSettled(promise) {
   try { succeed(await promise); } catch (error) { if (status === "") fail("E", error); }
 }
 
+// Call the default export with what `take` gives; whatever either throws ends the invocation.
+function call(take) {
+  try {
+    const given = take();
+    const value = handler(given.input, given.context);
+    if (typeof value === "object" && value !== null && typeof value.then === "function") whenSettled(value);
+    else succeed(value);
+  } catch (error) { fail("E", error); }
+}
+
 function begin() {
   clearTimers();
   clearCalls();
@@ -143,12 +153,7 @@ const bridge = {
     seedText = args[2];
     if (args.length !== 4) { fail("E", new NativeTypeError("The input is not one JSON value")); return report(); }
     acceptingCalls = true;
-    try {
-      const input = args[1] === "bytes" ? fromBase64(args[3]) : args[3];
-      const value = handler(input, deepFreeze(args[0]));
-      if (typeof value === "object" && value !== null && typeof value.then === "function") whenSettled(value);
-      else succeed(value);
-    } catch (error) { fail("E", error); }
+    call(() => ({ __proto__: null, input: args[1] === "bytes" ? fromBase64(args[3]) : args[3], context: deepFreeze(args[0]) }));
     return report();
   },
 

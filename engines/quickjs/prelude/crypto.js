@@ -1,5 +1,5 @@
 // crypto: a ChaCha20 generator keyed by the host's entropy, which comes anew with each invocation, and digests, which the
-// host computes.
+// host computes. An engine that has random bytes of its own fills arrays with them itself: core.fillRandom.
 (function (core) {
   const { fromBase64, toBase64 } = core;
   const POOL_BYTES = 1024;
@@ -48,6 +48,7 @@
   }
 
   function fill(bytes) {
+    if (core.fillRandom !== undefined) return core.fillRandom(bytes);
     for (let at = 0; at < bytes.length; ) {
       if (used === POOL_BYTES || core.hasEntropy()) refill();
       const count = Math.min(bytes.length - at, POOL_BYTES - used);

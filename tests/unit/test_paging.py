@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import InvalidArgument
-from server.paging import END, LATEST, MAX_SIZE, Place, at, request
+from server.paging import END, LATEST, MAX_BYTES, MAX_SIZE, Place, at, request
 
 MOMENT = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
 
@@ -66,3 +66,13 @@ def test_a_token_of_another_list_or_with_any_byte_changed_is_refused() -> None:
             request("functions of a", 0, base64.urlsafe_b64encode(bad).decode())
     with pytest.raises(InvalidArgument):
         request("functions of b", 0, token)
+
+
+@pytest.mark.parametrize(
+    ("weights", "shown"),
+    [([], 0), ([1, 1, 1], 3), ([MAX_BYTES], 1), ([MAX_BYTES, 1], 1), ([MAX_BYTES + 1, 1], 1), ([1, MAX_BYTES, 0], 1)],
+)
+def test_a_page_is_cut_where_it_becomes_too_large_but_is_never_empty(weights: list[int], shown: int) -> None:
+    asked = request("functions", 10, "")
+    page = asked.page(weights, lambda weight: Place(weight, LATEST.id), weigh=lambda weight: weight)
+    assert (len(page.items), page.next_page_token != "") == (shown, shown < len(weights))

@@ -49,10 +49,11 @@ class Run:
             return
         used = result.metrics
         metrics.invocations(runtime, result.outcome).add()
-        metrics.queue_s(runtime).observe(used.queue_ms / 1000)
-        if result.outcome is not Outcome.OVERLOADED:
-            metrics.invocation_s(runtime).observe(used.wall_ms / 1000)
-            metrics.boot_s(runtime).observe(used.boot_ms / 1000)
+        if result.outcome is not Outcome.CANCELLED:  # what it used is not known then
+            metrics.queue_s(runtime).observe(used.queue_ms / 1000)
+            if result.outcome is not Outcome.OVERLOADED:
+                metrics.boot_s(runtime).observe(used.boot_ms / 1000)
+                metrics.invocation_s(runtime).observe(used.wall_ms / 1000)
         with self.span:
             if self.span.place is not None:
                 _tell(self.span, result)
@@ -87,7 +88,6 @@ class Sandboxes:
     def __init__(self, metrics: Metrics, engines: Mapping[str, Engine]) -> None:
         self._metrics = metrics
         self._engines = engines
-        self._crashes = dict.fromkeys(engines, 0)
 
     async def sample(self) -> None:
         for runtime, engine in self._engines.items():
@@ -97,8 +97,7 @@ class Sandboxes:
                 for state, count in children.items():
                     self._metrics.children(runtime, state).set(count)
             if isinstance(crashes, int):
-                self._metrics.crashes(runtime).add(crashes - self._crashes[runtime])
-                self._crashes[runtime] = crashes
+                self._metrics.crashes(runtime).follow(crashes)
 
 
 def _tell(span: Span, result: Result) -> None:

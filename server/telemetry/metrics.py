@@ -87,16 +87,22 @@ FAMILIES: Final[Mapping[str, Family]] = {
 class Number:
     """One counter or gauge."""
 
-    __slots__ = ("_at", "_doubles")
+    __slots__ = ("_at", "_doubles", "_followed")
 
     def __init__(self, doubles: "memoryview[float]", at: int, _family: Family) -> None:
         self._doubles, self._at = doubles, at
+        self._followed = 0.0
 
     def add(self, amount: float = 1.0) -> None:
         self._doubles[self._at] += amount
 
     def set(self, value: float) -> None:
         self._doubles[self._at] = value
+
+    def follow(self, total: float) -> None:
+        """Add by how much a total that this process keeps elsewhere has grown since it was last told here."""
+        self.add(total - self._followed)
+        self._followed = total
 
 
 class Histogram:

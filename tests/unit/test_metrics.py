@@ -35,6 +35,15 @@ def test_a_counter() -> None:
     assert values(shown["atlas_run_records_dropped"]) == {("atlas_run_records_dropped_total",): 7}
 
 
+def test_a_counter_follows_a_total_that_begins_anew_with_the_process() -> None:
+    metrics = Metrics()
+    for total in (2, 2, 5):
+        metrics.crashes("node").follow(total)
+    again = Metrics(metrics.numbers)
+    again.crashes("node").follow(1)
+    assert values(told(again)["atlas_sandbox_crashes"]) == {("atlas_sandbox_crashes_total", "node"): 6}
+
+
 def test_a_histogram_is_cumulative_and_a_bound_belongs_to_its_bucket() -> None:
     metrics = Metrics()
     for seconds in (0.0, 0.001, 0.0011, 60.0, 61.0):

@@ -46,6 +46,14 @@ def test_a_run_that_never_started_has_only_waited() -> None:
     }
 
 
+def test_a_run_that_was_ended_on_request_is_only_counted() -> None:
+    metrics = telemetry.Metrics()
+    with Observer(metrics).run(RESOLVED, "run-1") as run:
+        run.ended(Result(outcome=Outcome.CANCELLED))
+    assert counted(metrics) == {"atlas_invocations_total": {("wasm", "cancelled"): 1}}
+    assert [record for record in metrics.numbers.records() if "seconds" in record.name[0]] == []
+
+
 @pytest.mark.parametrize(
     ("error", "outcome"), [(asyncio.CancelledError(), "cancelled"), (RuntimeError("ours"), "fault")]
 )

@@ -13,9 +13,11 @@ from typing import Final, Protocol, cast
 from engines import host_calls, messages
 from engines.children import Child, State
 from engines.contract import Outcome, Result, ScriptError
+from engines.cpu_clock import cpu_ms
 from engines.frames import MAX_CALLS_IN_FLIGHT, Frame, FrameError, Reader
+from engines.kind import Kind
 from engines.messages import Failed, HostCalls, Ready, Returned
-from engines.run import Run
+from engines.run import LOAD_CPU_MS, Run
 from engines.zygote import Exit, Worker
 
 GRACE_MS: Final = 50
@@ -42,7 +44,7 @@ def now_ms() -> float:
 class ChildLink(asyncio.Protocol):
     """Made when the worker is forked; `connection_made` completes it."""
 
-    def __init__(self, child: Child, worker: Worker, owner: Owner) -> None:
+    def __init__(self, child: Child, worker: Worker, owner: Owner, kind: Kind) -> None:
         self.child = child
         self.worker = worker
         self.run: Run | None = None
@@ -50,6 +52,8 @@ class ChildLink(asyncio.Protocol):
         self.memory_bytes = 0  # its limit, from `bind` on
         self.calls_when_weighed = 0
         self._owner = owner
+        self._kind = kind
+        self._cpu_before_ms = 0.0  # its process's, when the run was bound or started
         self._reader = Reader()
         self._inv = 0
         self._deadline_ms = 0.0  # 0: none
@@ -75,6 +79,7 @@ class ChildLink(asyncio.Protocol):
         self.memory_bytes = limits.memory_bytes
         forked_ms = max(0.0, min(now, self.child.ready_ms) - max(run.queued_ms, self.child.born_ms))
         run.queue_ms = now - run.queued_ms - forked_ms
+        self._start_clock()
         self._arm(now + limits.wall_ms)
         self._send(messages.bind(run.program, limits))
 
@@ -88,6 +93,7 @@ class ChildLink(asyncio.Protocol):
         run.started_ms = now
         if not run.boot_ms:
             run.queue_ms = now - run.queued_ms
+        self._start_clock()
         self._arm(now + run.limits.wall_ms)
         self._send(messages.invoke(self._inv, invocation, run.limits))
 
@@ -164,6 +170,8 @@ class ChildLink(asyncio.Protocol):
             self.child.worn = "cpu"
         elif result.outcome is Outcome.MEMORY_LIMIT:  # its memory stays large and in pieces, and hides the next peak
             self.child.worn = "memory"
+        elif run.program.isolation == "fresh" and not self._kind.renews_itself:
+            self.child.worn = "fresh"
         run.end(result)
         self._owner.released(self)
         return None
@@ -212,6 +220,19 @@ class ChildLink(asyncio.Protocol):
             self.condemn(Outcome.MEMORY_LIMIT, "does not read")
 
     # The clock
+
+    def _start_clock(self) -> None:
+        if not self._kind.keeps_cpu_limit:
+            self._cpu_before_ms = cpu_ms(self.worker.pid)
+
+    def look_at_clock(self) -> None:
+        """Of one that does not keep the processor time limit itself: end the run if it is over it."""
+        run = self.run
+        if run is None or run.verdict is not None:
+            return
+        allowed_ms = run.limits.cpu_ms if run.started_ms else LOAD_CPU_MS
+        if cpu_ms(self.worker.pid) - self._cpu_before_ms > allowed_ms:
+            self.condemn(Outcome.CPU_LIMIT, "processor time")
 
     def _arm(self, deadline_ms: float) -> None:
         """One timer a child, moved lazily: a run that ends in time costs no timer at all."""
@@ -262,7 +283,7 @@ class ChildLink(asyncio.Protocol):
         self._owner.reaped(self, exit_)
         if run is None:
             return
-        if _blameless(run, exit_):
+        if self._blameless(run, exit_):
             run.tries += 1
             self._owner.again(run)
         else:
@@ -274,21 +295,25 @@ class ChildLink(asyncio.Protocol):
             outcome = run.verdict
         elif exit_.signal is signal.SIGXCPU:
             outcome = Outcome.CPU_LIMIT
-        elif exit_.maxrss_bytes >= run.limits.memory_bytes and exit_.signal not in _NOT_FOR_MEMORY:
+        elif exit_.signal in self._kind.dies_of_memory or (
+            exit_.maxrss_bytes >= self._full_bytes(run) and exit_.signal not in _NOT_FOR_MEMORY
+        ):
             outcome = Outcome.MEMORY_LIMIT
         else:
             outcome = Outcome.CRASHED
         if outcome is Outcome.CRASHED:
             cause = exit_.signal.name if exit_.signal else f"status {exit_.status}"
             error = ScriptError(name="SandboxCrashed", message=f"The sandbox process ended with {cause}")
-        cpu_ms = max(0.0, exit_.cpu_ms - self.cpu_ms)
-        return run.stopped(outcome, now_ms(), cpu_ms=cpu_ms, memory_bytes=exit_.maxrss_bytes, error=error)
+        used_ms = max(0.0, exit_.cpu_ms - (self._cpu_before_ms or self.cpu_ms))
+        return run.stopped(outcome, now_ms(), cpu_ms=used_ms, memory_bytes=exit_.maxrss_bytes, error=error)
 
+    def _blameless(self, run: Run, exit_: Exit) -> bool:
+        """Somebody killed its child, most likely the zygote's end, before it began: it may have another, once."""
+        killed = run.verdict is None and run.result is None and exit_.signal is signal.SIGKILL
+        return killed and not run.started_ms and not run.tries and exit_.maxrss_bytes < self._full_bytes(run)
 
-def _blameless(run: Run, exit_: Exit) -> bool:
-    """Somebody killed its child, most likely the zygote's end, before it began: it may have another, once."""
-    killed = run.verdict is None and run.result is None and exit_.signal is signal.SIGKILL
-    return killed and not run.started_ms and not run.tries and exit_.maxrss_bytes < run.limits.memory_bytes
+    def _full_bytes(self, run: Run) -> int:
+        return run.limits.memory_bytes + (self._kind.base_bytes if self._kind.is_sized else 0)
 
 
 _NOT_FOR_MEMORY: Final = frozenset({signal.SIGSYS, signal.SIGILL, signal.SIGTERM})

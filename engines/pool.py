@@ -82,11 +82,10 @@ class Pool:
         child.state = State.BLANK
         child.ready_ms = now_ms
         self._blank.append(child)
-        self._backoff_ms = SPAWN_BACKOFF_MS[0]
         return self._place(now_ms)
 
     def fork_failed(self, child: Child, now_ms: float) -> list[Action]:
-        """No new child for a while; those that live go on."""
+        """No new child for a while, longer each time until one is `loaded`; those that live go on."""
         self._spawn_after_ms = now_ms + self._backoff_ms
         self._backoff_ms = min(self._backoff_ms * 2, SPAWN_BACKOFF_MS[1])
         return self.reaped(child, now_ms)
@@ -95,6 +94,7 @@ class Pool:
         """Its code is loaded and the request it was bound for has started on it. Now there is time for a new spare."""
         child.state = State.RUNNING
         child.calls += 1
+        self._backoff_ms = SPAWN_BACKOFF_MS[0]
         return self._place(now_ms)
 
     def released(self, child: Child, now_ms: float) -> list[Action]:

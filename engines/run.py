@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Final
 
-from engines.children import Key, Request
+from engines.children import Key, Request, Shape
 from engines.contract import (
     Host,
     Invocation,
@@ -59,8 +59,9 @@ class Run(Request):
         host: Host | None,
         now_ms: float,
         future: "asyncio.Future[Result]",
+        shape: Shape = (),
     ) -> None:
-        super().__init__(key, now_ms, size_bytes=len(invocation.input) if invocation else 0)
+        super().__init__(key, now_ms, shape, size_bytes=len(invocation.input) if invocation else 0)
         self.program = program
         self.invocation = invocation  # None: only load it
         self.limits = limits
@@ -172,7 +173,9 @@ class Run(Request):
                 used_ms = max(now_ms - begun_ms, limits.wall_ms)
                 limit = LimitHit(limit="wall_clock", used=used_ms, allowed=limits.wall_ms, unit="ms")
             case Outcome.CPU_LIMIT:
-                limit = LimitHit(limit="cpu", used=cpu_ms, allowed=limits.cpu_ms, unit="ms")
+                limit = LimitHit(
+                    limit="cpu", used=cpu_ms, allowed=limits.cpu_ms if self.started_ms else LOAD_CPU_MS, unit="ms"
+                )
             case Outcome.MEMORY_LIMIT:
                 limit = LimitHit(limit="memory", used=memory_bytes, allowed=limits.memory_bytes, unit="bytes")
         wall_ms = now_ms - self.started_ms if self.started_ms else 0.0

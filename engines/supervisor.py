@@ -17,11 +17,12 @@ from dataclasses import replace
 from typing import Final
 
 from engines.child_link import ChildLink, now_ms
-from engines.children import BUSY, Action, Bind, Child, Key, Kill, Reject, Spawn, Start, State
+from engines.children import BUSY, Action, Bind, Child, Key, Kill, Reject, Shape, Spawn, Start, State
 from engines.contract import Host, Invocation, Limits, Outcome, Program, Result, ScriptError
 from engines.frames import MAX_PAYLOAD_BYTES
 from engines.json_text import LARGE_BYTES, is_json
 from engines.keeper import Keeper, Launch
+from engines.kind import Kind
 from engines.messages import NO_JSON
 from engines.pool import Pool
 from engines.queue import PATIENCE_MS
@@ -52,13 +53,16 @@ class Supervisor:
         queue_ms: int,
         unsafe: bool = False,
         launch: Launch = Zygote.launch,
+        kind: Kind | None = None,
     ) -> None:
+        self._kind = kind = kind or Kind()
         self._keeper = Keeper(module, launch, unsafe=unsafe, died=self._zygote_died, returned=self._zygote_returned)
         self._pool = Pool(
             spares=spares,
             max_children=max_children,
             max_children_per_project=max_children_per_project,
             queue_ms=queue_ms,
+            spare_shape=None if kind.is_sized else (),
         )
         self._links: dict[Child, ChildLink] = {}
         self._quarantined: dict[Key, float] = {}
@@ -96,14 +100,14 @@ class Supervisor:
             limits.log_bytes,
             limits.result_bytes,
         )
-        run = Run(key, program, invocation, limits, host, now, self._loop.create_future())
+        run = Run(key, program, invocation, limits, host, now, self._loop.create_future(), self._shape(limits))
         return await self._result(run, now)
 
     async def check(self, program: Program, limits: Limits) -> Result:
         self._checks += 1
         now = now_ms()
         key = (program.project_id, program.function_id, program.version, "check", self._checks)
-        run = Run(key, program, None, limits, None, now, self._loop.create_future())
+        run = Run(key, program, None, limits, None, now, self._loop.create_future(), self._shape(limits))
         return await self._result(run, now)
 
     def retire(self, project_id: str, function_id: str | None = None) -> None:
@@ -141,6 +145,9 @@ class Supervisor:
         return [link.worker.pid for link in self._links.values()]
 
     # One run
+
+    def _shape(self, limits: Limits) -> Shape:
+        return (limits.memory_bytes,) if self._kind.is_sized else ()
 
     async def _result(self, run: Run, now: float) -> Result:
         if self._closing:
@@ -211,7 +218,7 @@ class Supervisor:
         zygote = self._keeper.zygote
         try:
             async with asyncio.timeout(SPAWN_TIMEOUT_S):
-                worker = await zygote.spawn(theirs)
+                worker = await zygote.spawn(theirs, memory_bytes=sum(child.shape))
         except TimeoutError as why:
             ours.close()
             self._in_background(zygote.close())  # its keeper launches another
@@ -219,7 +226,7 @@ class Supervisor:
         except (SpawnFailed, ZygoteError) as why:
             ours.close()
             return self._barren(child, why)
-        link = ChildLink(child, worker, self)
+        link = ChildLink(child, worker, self, self._kind)
         self._links[child] = link
         await self._loop.create_unix_connection(lambda: link, sock=ours)
         if child.state is State.FORKING:  # and has not died meanwhile
@@ -277,7 +284,8 @@ class Supervisor:
             self._crashes += 1
             said = self._keeper.zygote.stderr()[:STDERR_CHARS] if not self._keeper.zygote.died.done() else ""
             log.error("A sandbox died: %r %r %s", child, exit_, said, extra={"action": "sandbox_died"})
-        self._do(self._pool.reaped(child, now_ms()))
+        stillborn = link.hung_up and child.key is None
+        self._do((self._pool.fork_failed if stillborn else self._pool.reaped)(child, now_ms()))
         self._emptied.set()
 
     # Time
@@ -294,6 +302,8 @@ class Supervisor:
         self._ticks += 1
         sweep = self._ticks % TICKS_A_SWEEP == 0
         for link in list(self._links.values()):
+            if not self._kind.keeps_cpu_limit:
+                link.look_at_clock()
             if link.child.state in BUSY or (sweep and link.calls_when_weighed != link.child.calls):
                 self._weigh(link)
         if sweep:
@@ -303,7 +313,7 @@ class Supervisor:
 
     def _weigh(self, link: ChildLink) -> None:
         link.calls_when_weighed = link.child.calls
-        match weigh(link.worker.pid, link.memory_bytes):
+        match weigh(link.worker.pid, link.memory_bytes, self._kind.base_bytes):
             case Weight.FAR_OVER:
                 link.condemn(Outcome.MEMORY_LIMIT, "resident memory")
             case Weight.GROWN:

@@ -5,8 +5,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-BASE_BYTES: Final = 24 * 1024 * 1024  # a bound child that has done nothing, generously
-SLACK_BYTES: Final = 96 * 1024 * 1024  # over the memory limit; RLIMIT_AS acts long before
+SLACK_BYTES: Final = 72 * 1024 * 1024  # over base and limit; RLIMIT_AS or RLIMIT_DATA act long before
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -16,12 +15,12 @@ class Weight(Enum):
     FAR_OVER = "far over"  # to be ended now
 
 
-def weigh(pid: int, limit_bytes: int) -> Weight:
-    """20 µs. A process that is gone is fine."""
+def weigh(pid: int, limit_bytes: int, base_bytes: int) -> Weight:
+    """20 µs. A process that is gone is fine. See Kind for the base."""
     rss_bytes = resident_bytes(pid)
-    if rss_bytes > limit_bytes + SLACK_BYTES:
+    if rss_bytes > base_bytes + limit_bytes + SLACK_BYTES:
         return Weight.FAR_OVER
-    return Weight.GROWN if rss_bytes > limit_bytes // 2 + BASE_BYTES else Weight.FINE
+    return Weight.GROWN if rss_bytes > base_bytes + limit_bytes // 2 else Weight.FINE
 
 
 def resident_bytes(pid: int) -> int:

@@ -1,12 +1,14 @@
 """One plugin file per outside thing the tests use."""
 
 pytest_plugins = [
+    "tests.fix_cli",
     "tests.fix_clients",
     "tests.fix_quickjs_child",
     "tests.fix_sandbox",
     "tests.fix_control",
     "tests.fix_engines",
     "tests.fix_functions",
+    "tests.fix_runs",
     "tests.fix_stack",
     "tests.fix_tenants",
     "tests.fix_up",

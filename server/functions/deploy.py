@@ -6,8 +6,9 @@ fields ─▶ compile ─▶ load once (sandbox) ─▶ files on disk ─▶ one
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Final
 
-from engines.contract import Limits
+from engines.contract import Isolation, Limits
 from engines.runtimes import Runtime
 from server.errors import NotFound, Unavailable
 from server.fields import parse_name, shown
@@ -35,6 +36,8 @@ from server.settings import Settings
 from server.tiers import MIB, Tier, limits_of
 
 log = logger("deploy")
+
+DEFAULT_ISOLATION: Final[Isolation] = "warm"
 
 
 class Deployer:
@@ -77,7 +80,7 @@ class Deployer:
             runtime=parse_runtime(runtime, given.language),
             language=given.language,
             entrypoint=f"{slug}.wasm" if runtime == "wasm" else given.filename,
-            isolation=parse_isolation(isolation),
+            isolation=parse_isolation(isolation or DEFAULT_ISOLATION),
             note=parse_note(note),
             source=given.data,
         )
@@ -102,7 +105,7 @@ class Deployer:
         parse_slug(slug)
         language = parse_entrypoint(entrypoint)
         parsed_runtime = parse_runtime(runtime, language)
-        parsed_isolation = parse_isolation(isolation)
+        parsed_isolation = parse_isolation(isolation or DEFAULT_ISOLATION)
         given = await self._file(project_id, entrypoint, language)
         release = Release(
             name=name,

@@ -114,7 +114,7 @@ def parse_runtime(runtime: str, language: Language) -> RuntimeName:
 
 
 def parse_isolation(isolation: str) -> Isolation:
-    return cast(Isolation, parse_choice("isolation", isolation or "warm", get_args(Isolation)))
+    return cast(Isolation, parse_choice("isolation", isolation, get_args(Isolation)))
 
 
 def parse_note(note: str) -> str:

@@ -123,6 +123,7 @@ async def test_a_bad_update_changes_nothing(node: Node) -> None:
     bad: list[tuple[str, dict[str, Any]]] = [
         ("name", {"name": ""}),
         ("isolation", {"isolation": "cold"}),
+        ("isolation", {"isolation": ""}),
         ("note", {"note": "x" * 1_001}),
         ("note", {"note": "\0"}),
         ("settings.timeout_ms", {"name": "N", "change": Reconfiguration(settings=FunctionSettings(timeout_ms=5_001))}),

@@ -11,6 +11,7 @@ Without Valkey every process admits N of its own: more than was asked for, but b
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import Final
 from uuid import uuid4
@@ -38,6 +39,9 @@ CONNECTIONS: Final = 8
 TIMEOUT_S: Final = 0.5
 AWAY_S: Final = 1.0
 """After a failure Valkey is not asked for so long, so that nobody waits for it."""
+
+MOST_OWED: Final = 10_000
+"""Leases to give back when Valkey is there again; the rest ends by itself."""
 
 _TAKE: Final = """
 local running, waiting = KEYS[1], KEYS[2]
@@ -92,6 +96,7 @@ class Slots:
         self._queue_ms = queue_ms
         self._lines: WeakValueDictionary[str, _Line] = WeakValueDictionary()
         self._releasing: set[asyncio.Task[None]] = set()
+        self._owed: deque[tuple[str, str]] = deque(maxlen=MOST_OWED)
         self._away_until_s = float("-inf")
 
     def __repr__(self) -> str:
@@ -150,28 +155,57 @@ class Slots:
         if _now_s() < self._away_until_s:
             return line.running < limit
         lease_ms = wall_ms + self._queue_ms + GRACE_MS
+        asked = asyncio.create_task(
+            self._ask(_keys(function_id), (lease, limit, lease_ms, max(1, int(left_s * 1000)))), name="slot"
+        )
         try:
-            taken = await self._take(_keys(function_id), (lease, limit, lease_ms, max(1, int(left_s * 1000))))
+            return await asyncio.shield(asked)
         except RedisError as why:
-            self._away_until_s = _now_s() + AWAY_S
-            log.warning("concurrency.alone", "Concurrency is limited in this process alone for now", error=str(why))
+            self._failed(why)
             return line.running < limit
-        return bool(taken)
+        except asyncio.CancelledError:
+            await asyncio.wait([asked])  # or the lease might be made after it was given back
+            _ = asked.cancelled() or asked.exception()
+            raise
+
+    async def _ask(self, keys: tuple[str, str], arguments: tuple[str, int, int, int]) -> bool:
+        await self._give_back_owed()
+        return bool(await self._take(keys, arguments))
 
     def _release(self, line: _Line, function_id: str, lease: str) -> None:
         """Nobody waits for it: it is done even when the caller is cancelled meanwhile."""
-        task = asyncio.create_task(self._give_back(line, function_id, lease), name="slot release")
+        self._owed.append((function_id, lease))
+        task = asyncio.create_task(self._released(line), name="slot release")
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)
 
-    async def _give_back(self, line: _Line, function_id: str, lease: str) -> None:
+    async def _released(self, line: _Line) -> None:
         if _now_s() >= self._away_until_s:
-            with contextlib.suppress(RedisError):  # then the lease ends by itself
-                async with self._redis.pipeline(transaction=False) as pipeline:
+            try:
+                await self._give_back_owed()
+            except RedisError as why:
+                self._failed(why)
+        line.released.set()
+
+    async def _give_back_owed(self) -> None:
+        """All that has been released, also while Valkey was away."""
+        if not self._owed:
+            return
+        owed = [*self._owed]
+        self._owed.clear()
+        try:
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for function_id, lease in owed:
                     for key in _keys(function_id):
                         pipeline.zrem(key, lease)
-                    await pipeline.execute()
-        line.released.set()
+                await pipeline.execute()
+        except BaseException:
+            self._owed.extend(owed)
+            raise
+
+    def _failed(self, why: RedisError) -> None:
+        self._away_until_s = _now_s() + AWAY_S
+        log.warning("concurrency.alone", "Concurrency is limited in this process alone for now", error=str(why))
 
 
 def _now_s() -> float:

@@ -179,6 +179,35 @@ async def test_without_valkey_each_process_keeps_to_the_limit_alone(
     await slots.close()
 
 
+async def test_what_was_released_while_valkey_was_away_is_given_back_afterwards(
+    valkey_url: str, redis: Redis, function_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = Slots(valkey_url, queue_ms=10_000)
+    async with slots.hold(function_id, 1, 60_000):
+        monkeypatch.setattr(slots, "_away_until_s", float("inf"))
+    await _once(slots, function_id, 1)
+    assert await leases(redis, function_id) == 1
+    monkeypatch.setattr(slots, "_away_until_s", 0.0)
+    async with asyncio.timeout(5):
+        await _once(slots, function_id, 1)
+    await slots.close()
+    assert await leases(redis, function_id) == 0
+
+
+async def test_cancelled_at_any_moment_nothing_is_left(
+    pair: tuple[Slots, Slots], redis: Redis, function_id: str
+) -> None:
+    for turns in range(40):
+        task = asyncio.create_task(_once(pair[turns % 2], function_id, 1))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    await until_leases(redis, function_id, 0)
+    await until_leases(redis, function_id, 0, "waiting")
+
+
 async def _once(slots: Slots, function_id: str, limit: int) -> None:
     async with slots.hold(function_id, limit, WALL_MS):
         pass

@@ -71,7 +71,7 @@ def run_api(settings: Settings, extra: Services = NONE) -> None:
     process.require(settings, NEEDED, "an API process")
 
     async def main(stack: AsyncExitStack, stopping: Stopping) -> None:
-        started = await parts.start(settings, stack)
+        started = await parts.start(settings, stack, "api")
         await _serve(started, extra, stopping)
 
     process.run(main)
@@ -138,7 +138,7 @@ async def _serve(started: Parts, extra: Services, stopping: Stopping) -> None:
             ("grpc.absolute_max_metadata_size", MAX_HEADERS_BYTES),
         ],
     )
-    _add_services(Boundary(server, gate), started, await _probes(started))
+    _add_services(Boundary(server, gate, started.metrics), started, await _probes(started))
     standard_health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(standard_health, server)
     services = sorted({method.split("/")[1] for method in METHODS})

@@ -18,8 +18,10 @@ from engines.runtimes import Runtime
 from server.events.bus import EventBus
 from server.functions.artifacts import Artifacts
 from server.functions.catalog import Catalog
+from server.functions.concurrency import Slots
 from server.functions.invoke import Invoker
 from server.functions.lifecycle import Lifecycle
+from server.functions.observation import Observer, Sandboxes
 from server.functions.registry import Registry
 from server.functions.secrets import Vault
 from server.host.api import HostApi
@@ -31,9 +33,17 @@ from server.postgres.changes import Changes
 from server.postgres.control import Pool, open_pool
 from server.postgres.tenants import Tenants
 from server.projects import Keyring, Projects
+from server.runs.peers import Peers
+from server.runs.recorder import Recorder
+from server.runs.running import Running
 from server.settings import Settings
+from server.telemetry.metrics import Metrics
+from server.telemetry.numbers import Numbers
+from server.telemetry.tracing import tracer as make_tracer
 
 log = logger("parts")
+
+SAMPLE_S: Final = 1.0
 
 NEEDED: Final = ("master_key", "database_url", "tenant_database_url", "redis_url", "nats_url")
 """Settings without which nothing of this can start."""
@@ -49,6 +59,9 @@ class Parts:
     tenants: Tenants
     keyvalue: KeyValue
     bus: EventBus
+    metrics: Metrics
+    running: Running
+    peers: Peers
     hosts: HostApi
     projects: Projects
     keyring: Keyring
@@ -62,8 +75,15 @@ class Parts:
         return {name: runtime.engine for name, runtime in self.runtimes.items()}
 
 
-async def start(settings: Settings, stack: AsyncExitStack) -> Parts:
-    """Every part; `stack` closes them. Call from the main thread: sandboxes die with the thread that started them."""
+async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
+    """Every part; `stack` closes them. `role` (api, worker) is what operators see.
+
+    Call from the main thread: sandboxes die with the thread that started them.
+    """
+    metrics = Metrics(Numbers(settings.metrics_dir, role))
+    stack.callback(metrics.numbers.close)
+    tracer = make_tracer(settings, role)
+    stack.push_async_callback(tracer.close)
     runtimes = await _start_runtimes(settings, stack)
 
     pool = await stack.enter_async_context(open_pool(settings.database_url))
@@ -72,22 +92,36 @@ async def start(settings: Settings, stack: AsyncExitStack) -> Parts:
     database, keyvalue, fetcher = Database(tenants), KeyValue(settings.redis_url), _fetcher(settings)
     for part in (database, keyvalue, fetcher):
         stack.push_async_callback(part.close)
+    slots = Slots(settings.redis_url, queue_ms=settings.functions_queue_ms)
+    stack.push_async_callback(slots.close)
     bus = EventBus(settings.nats_url)
     stack.push_async_callback(bus.close)
     await bus.start()
+    running, recorder = Running(), Recorder(bus)
+    peers = Peers(bus, running)
+    for started in (recorder, peers):
+        stack.push_async_callback(started.close)
+        await started.start()
 
     changes = Changes(settings.database_url)
     artifacts = Artifacts(settings.functions_dir)
     vault = Vault(bytes.fromhex(settings.master_key))
     registry = Registry(pool, artifacts)
-    engines = [runtime.engine for runtime in runtimes.values()]
-    catalog = Catalog(registry, changes, vault=vault, retire=_retire_in(engines))
+    catalog = Catalog(registry, changes, vault=vault, retire=_retire_in(runtimes))
     keyring = Keyring(pool, changes)
     projects = Projects(pool, changes, tenants, removals=(keyvalue.clear, artifacts.remove_project))
     stack.push_async_callback(changes.close)
     await changes.start()
 
-    hosts = HostApi(database, keyvalue, fetcher)
+    engines = {name: runtime.engine for name, runtime in runtimes.items()}
+    sandboxes = Sandboxes(metrics, engines)
+
+    async def sample() -> None:
+        await sandboxes.sample()
+        metrics.records_dropped().follow(recorder.dropped)
+
+    repeat(sample, SAMPLE_S, "counting sandboxes", stack)
+    hosts = HostApi(database, keyvalue, fetcher, metrics)
     return Parts(
         settings=settings,
         runtimes=runtimes,
@@ -95,6 +129,9 @@ async def start(settings: Settings, stack: AsyncExitStack) -> Parts:
         tenants=tenants,
         keyvalue=keyvalue,
         bus=bus,
+        metrics=metrics,
+        running=running,
+        peers=peers,
         hosts=hosts,
         projects=projects,
         keyring=keyring,
@@ -103,9 +140,13 @@ async def start(settings: Settings, stack: AsyncExitStack) -> Parts:
         lifecycle=Lifecycle(pool, changes, artifacts, vault),
         invoker=Invoker(
             catalog=catalog,
-            engines={name: runtime.engine for name, runtime in runtimes.items()},
+            engines=engines,
             hosts=hosts,
             settings=settings,
+            slots=slots,
+            running=running,
+            sink=recorder,
+            observer=Observer(metrics, tracer),
         ),
     )
 
@@ -126,10 +167,10 @@ async def _start_runtimes(settings: Settings, stack: AsyncExitStack) -> dict[str
     return runtimes
 
 
-def _retire_in(engines: list[Engine]) -> Callable[[str, str | None], None]:
+def _retire_in(runtimes: Mapping[str, Runtime]) -> Callable[[str, str | None], None]:
     def retire(project_id: str, function_id: str | None) -> None:
-        for engine in engines:
-            engine.retire(project_id, function_id)
+        for runtime in runtimes.values():
+            runtime.engine.retire(project_id, function_id)
 
     return retire
 

@@ -87,6 +87,10 @@ class Settings:
     runs_keep_mb: int = field(
         default=256, metadata=_doc("How much of them is kept of one project, MiB; the oldest go", low=1, high=1_000_000)
     )
+    metrics_dir: Path | None = field(
+        default=None,
+        metadata=_doc("Where the processes of a machine count, for one scrape address (set by `up`)"),
+    )
     otlp_endpoint: str = field(
         default="",
         metadata=_doc("OTLP over HTTP: where spans go, e.g. `http://localhost:4318`; unset: nowhere"),

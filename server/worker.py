@@ -27,7 +27,7 @@ def run_worker(settings: Settings) -> None:
     process.require(settings, NEEDED, "a worker process")
 
     async def main(stack: AsyncExitStack, stopping: Stopping) -> None:
-        started = await parts.start(settings, stack)
+        started = await parts.start(settings, stack, "worker")
         parts.repeat(started.projects.sweep, TIDY_S, "removing what deleted projects left", stack)
         parts.repeat(started.lifecycle.sweep, TIDY_S, "removing functions and files that are kept no more", stack)
         await _say_ready(settings, stack)

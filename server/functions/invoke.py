@@ -1,6 +1,6 @@
 """Run a function by slug: resolve, bound, run, tell.
 
-    slug ── Catalog ──▶ Program ── Engine.invoke(limits of the tier, HostApi of the project) ──▶ Result
+    slug ── Catalog ──▶ Program ── Engine.invoke(limits, HostApi of the project) ──▶ Result ──▶ caller, record, metrics
 
 The project and its tier come from the caller's key. Cancelling `invoke` kills the run.
 """
@@ -8,24 +8,41 @@ The project and its tier come from the caller's key. Cancelling `invoke` kills t
 import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Final, Protocol
 from uuid import uuid4
 
 import orjson
 
-from engines.contract import BodyKind, Engine, Host, Invocation, Limits, LogLine, Outcome, Result
+from engines.contract import (
+    BodyKind,
+    Engine,
+    Host,
+    Invocation,
+    LimitHit,
+    Limits,
+    LogLine,
+    Metrics,
+    Outcome,
+    Result,
+)
 from engines.sourcemap import CODE_FILE, MOST_PLACES, translate_stack
+from server.clock import Clock, SystemClock
 from server.errors import Unimplemented
 from server.functions.catalog import Catalog, Resolved
+from server.functions.concurrency import NoSlot, Slots
+from server.functions.observation import Observer
 from server.functions.outcomes import error_of
-from server.log import logger
+from server.functions.records import Function
+from server.runs.record import Run, RunError, cancelled, finished
+from server.runs.recorder import Sink
+from server.runs.running import Running
 from server.settings import Settings
+from server.telemetry.tracing import Span
 from server.tiers import Tier, limits_of
 
-log = logger("functions")
-
-LINES_AT_ONCE: Final = 20
-"""Of a run's console output; a line takes some 15 µs of the event loop, and there may be 4,000."""
+FAULT: Final = Result(outcome=Outcome.CRASHED)
+FAULT_TOLD: Final = RunError(reason="INTERNAL_FAULT", message="Something failed on our side while it ran")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +74,8 @@ class Call:
     request: Request
     trigger: str = "http"  # or `grpc`, `async`, the id of a trigger
     request_id: str = ""
-    traceparent: str = ""  # W3C, checked
+    traceparent: str = ""  # the W3C header of who asked
+    accepted_at: datetime | None = None  # now when None
     run_id: str = field(default_factory=lambda: str(uuid4()))
 
 
@@ -72,14 +90,31 @@ class Finished:
 class Hosts(Protocol):
     """Makes the capabilities of one invocation: `server.host.api.HostApi`."""
 
-    def for_invocation(self, project_id: str, limits: Limits) -> Host: ...
+    def for_invocation(self, project_id: str, limits: Limits, span: Span) -> Host: ...
 
 
 class Invoker:
-    def __init__(self, *, catalog: Catalog, engines: Mapping[str, Engine], hosts: Hosts, settings: Settings) -> None:
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        engines: Mapping[str, Engine],
+        hosts: Hosts,
+        settings: Settings,
+        slots: Slots,
+        running: Running,
+        sink: Sink,
+        observer: Observer,
+        clock: Clock | None = None,
+    ) -> None:
         self._catalog = catalog
         self._engines = engines
         self._hosts = hosts
+        self._slots = slots
+        self._running = running
+        self._sink = sink
+        self._observer = observer
+        self._clock = clock or SystemClock()
         self._limits: dict[Tier | None, Limits] = {
             tier: limits_of(tier, settings) for tier in (None, "free", "pro", "enterprise")
         }
@@ -87,31 +122,69 @@ class Invoker:
     async def invoke(self, call: Call) -> Finished:
         """A run that ended OK; every other outcome is raised as the error its caller is told, with its `run_id`.
 
-        NotFound when the project has no function of that slug.
+        NotFound when the project has no function of that slug. However a run ends, a record of it goes to the sink.
         """
         resolved = await self._catalog.resolve(call.project_id, call.slug)
-        engine = self._engines.get(resolved.function.runtime)
-        if engine is None:
-            raise Unimplemented(
-                f'The runtime "{resolved.function.runtime}" of this function is not served here',
-                reason="RUNTIME_UNAVAILABLE",
-                metadata={"runtime": resolved.function.runtime},
-            )
-        limits = self._limits[call.tier]
-        result = await engine.invoke(
-            resolved.program, _invocation(call), limits, self._hosts.for_invocation(call.project_id, limits)
-        )
+        with self._observer.run(resolved, call.run_id, call.traceparent) as observed:
+            run = self._begun(call, resolved.function, observed.span.trace_id)
+            try:
+                result = await self._running.guard(run, self._run(call, resolved, observed.span))
+            except asyncio.CancelledError:
+                self._sink.add(cancelled(run, at=self._clock.now()))
+                raise
+            except Exception:
+                self._sink.add(finished(run, FAULT, FAULT_TOLD, at=self._clock.now()))
+                raise
+            observed.ended(result)
         if result.logs or result.error is not None:
             result = _in_source_terms(result, resolved.source_map)
-            await _log_output(resolved, call.run_id, result)
         if result.outcome is Outcome.OK:
+            self._sink.add(finished(run, result, at=self._clock.now()))
             return Finished(call.run_id, result)
         error = error_of(result)
+        told = RunError(reason=error.reason, message=error.message, stack=error.metadata.get("stack", ""))
+        self._sink.add(finished(run, result, told, at=self._clock.now()))
         error.metadata["run_id"] = call.run_id
         raise error
 
+    def _begun(self, call: Call, function: Function, trace_id: str) -> Run:
+        return Run(
+            id=call.run_id,
+            project_id=call.project_id,
+            function_id=function.id,
+            slug=function.slug,
+            version=function.version,
+            runtime=function.runtime,
+            trigger=call.trigger,
+            created_at=call.accepted_at or self._clock.now(),
+            request_id=call.request_id,
+            trace_id=trace_id,
+        )
 
-def _invocation(call: Call) -> Invocation:
+    async def _run(self, call: Call, resolved: Resolved, span: Span) -> Result:
+        function = resolved.function
+        engine = self._engines.get(function.runtime)
+        if engine is None:
+            raise Unimplemented(
+                f'The runtime "{function.runtime}" of this function is not served here',
+                reason="RUNTIME_UNAVAILABLE",
+                metadata={"runtime": function.runtime},
+            )
+        limits = resolved.limits_for(self._limits[call.tier])
+        host = self._hosts.for_invocation(call.project_id, limits, span)
+        invocation = _invocation(call, resolved.env_json)
+        at_most = function.settings.concurrency
+        if at_most is None:
+            return await engine.invoke(resolved.program, invocation, limits, host)
+        try:
+            async with self._slots.hold(function.id, at_most, limits.wall_ms):
+                return await engine.invoke(resolved.program, invocation, limits, host)
+        except NoSlot as why:
+            hit = LimitHit(limit="queue", used=why.waited_ms, allowed=why.waited_ms, unit="ms")
+            return Result(outcome=Outcome.OVERLOADED, limit=hit, metrics=Metrics(queue_ms=why.waited_ms))
+
+
+def _invocation(call: Call, env_json: bytes) -> Invocation:
     context = {
         "request": {
             "method": call.request.method,
@@ -122,7 +195,8 @@ def _invocation(call: Call) -> Invocation:
         "invocation_id": call.run_id,
         "project_id": call.project_id,
     }
-    return Invocation(id=call.run_id, input=call.body.data, input_kind=call.body.kind, context=orjson.dumps(context))
+    told = orjson.dumps(context)[:-1] + b',"env":' + env_json + b"}"
+    return Invocation(id=call.run_id, input=call.body.data, input_kind=call.body.kind, context=told)
 
 
 def _in_source_terms(result: Result, source_map: bytes | None) -> Result:
@@ -142,18 +216,3 @@ def _located(logs: tuple[LogLine, ...], source_map: bytes) -> Iterator[LogLine]:
         places = line.text.count(CODE_FILE)
         left -= places
         yield replace(line, text=translate_stack(line.text, source_map)) if places and left >= 0 else line
-
-
-async def _log_output(resolved: Resolved, invocation_id: str, result: Result) -> None:
-    run = {
-        "function": resolved.function.slug,
-        "version": resolved.function.version,
-        "project_id": resolved.function.project_id,
-        "invocation_id": invocation_id,
-    }
-    for number, line in enumerate(result.logs, 1):
-        log.info("function.log", line.text, console=line.level, at_ms=round(line.at_ms, 3), **run)
-        if number % LINES_AT_ONCE == 0:
-            await asyncio.sleep(0)
-    if result.logs_truncated:
-        log.info("function.log_cut", "The run wrote more than is kept of its console; the rest was dropped", **run)

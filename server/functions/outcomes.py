@@ -64,7 +64,7 @@ TABLE: Final[dict[Outcome, tuple[type[AtlasError], str, str]]] = {
     Outcome.OVERLOADED: (
         Unavailable,
         "OVERLOADED",
-        "No sandbox became free within {allowed}; try again in a second",
+        "No room to run it became free within {allowed}; try again in a second",
     ),
 }
 

@@ -15,7 +15,7 @@ from server.stack.part import Part
 DECIDED: Final = (
     *("database_url", "tenant_database_url", "nats_url", "redis_url"),
     *("admin_key", "master_key", "functions_dir", "state_dir"),
-    *("api_socket", "worker_socket"),
+    *("api_socket", "worker_socket", "metrics_dir"),
 )
 
 GRPC: Final = {"GRPC_EXPERIMENTS": "-event_engine_listener"}

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,9 @@ async def start_servers(settings: Settings, home: Places, secrets: Credentials, 
 async def start_own(settings: Settings, home: Places, supervisor: Supervisor) -> list[Path]:
     """API and worker processes, then Envoy; the log files of the former two."""
     account = envoy.front_account(settings.port)
+    counts = home.run / "metrics"
+    shutil.rmtree(counts, ignore_errors=True)
+    settings = replace(settings, metrics_dir=counts)
     count = settings.api_processes or min(len(os.sched_getaffinity(0)), MOST_API_PROCESSES)
     sockets = [home.run / "api" / f"{number}.sock" for number in range(count)]
     parts = [

@@ -36,6 +36,7 @@ _OURS: Final = (
     "kv",
     "api",
     "worker",
+    "metrics",
     "nats.conf",
     "valkey.conf",
 )
@@ -82,7 +83,12 @@ class Places:
         shared = 0o711 if root else 0o700
         for path, mode in {self.data: shared, self.run: shared, self.state: 0o700}.items():
             _claim(path, mode)
-        for path, mode in ((self.logs, 0o711), (self.run / "api", 0o711), (self.run / "worker", 0o700)):
+        for path, mode in (
+            (self.logs, 0o711),
+            (self.run / "api", 0o711),
+            (self.run / "worker", 0o700),
+            (self.run / "metrics", 0o700),
+        ):
             directory(path, None, mode)
 
     def delete(self, functions_dir: Path | None) -> None:

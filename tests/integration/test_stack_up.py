@@ -34,7 +34,11 @@ def healthy(stack: Stack) -> bool:
 
 def running_invocations(stack: Stack) -> int:
     report = httpx.get(f"{stack.url}/healthz", trust_env=False).json()
-    return sum(int(count) for state, count in report["sandbox"]["quickjs"]["children"].items() if state in ("running", "waiting"))
+    return sum(
+        int(count)
+        for state, count in report["sandbox"]["quickjs"]["children"].items()
+        if state in ("running", "waiting")
+    )
 
 
 def psql(url: str, command: str) -> str:

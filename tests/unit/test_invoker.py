@@ -1,84 +1,204 @@
-"""What an Invoker makes of a run: places in terms of the deployed source, and logs that leave turns to others."""
+"""What an Invoker makes of a run: places of the deployed source, an answer, and a record of however it ended."""
 
 import asyncio
 import json
-import logging
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from engines.contract import LogLine, Outcome, Result, ScriptError
+from engines.contract import Limits, LogLine, Outcome, Result, ScriptError
 from engines.sourcemap import MOST_PLACES, finish_map
-from server.errors import FunctionFailed
-from server.functions.invoke import LINES_AT_ONCE, Body, Call, Invoker, Request
+from server.errors import FunctionFailed, Unavailable
+from server.functions.concurrency import NoSlot
+from server.functions.invoke import Body, Call, Invoker, Request
+from server.functions.observation import Observer
+from server.functions.settings import FunctionSettings
+from server.runs.record import RunRecord
+from server.runs.running import Running
 from server.settings import Settings
 
 SOURCE_MAP = finish_map(
     json.dumps({"version": 3, "sources": ["f.ts"], "names": [], "mappings": "AAEA"}).encode(), shift_lines=1
 )
 OK = Result(outcome=Outcome.OK)
+CALL = Call(
+    project_id="p", tier="free", slug="f", body=Body(kind="json", data=b"null"), request=Request(), trigger="grpc"
+)
 
 
 def line(text: str) -> LogLine:
     return LogLine(level="error", text=text, at_ms=0)
 
 
-async def invoke(result: Result, source_map: bytes | None = SOURCE_MAP) -> Result:
-    """The Result of an Invoker whose engine answers with `result`."""
+class Bench:
+    """An Invoker between an engine that does as it is told and a list of records."""
 
-    async def resolve(project_id: str, slug: str) -> Any:
-        function = SimpleNamespace(runtime="quickjs", slug=slug, version=1, project_id=project_id)
-        return SimpleNamespace(program=None, function=function, source_map=source_map)
+    def __init__(
+        self,
+        answer: Callable[[], Awaitable[Result]],
+        source_map: bytes | None = SOURCE_MAP,
+        settings: FunctionSettings | None = None,
+        room: bool = True,
+    ) -> None:
+        self.records: list[RunRecord] = []
+        self.running = Running()
+        self.limits: list[Limits] = []
+        function = SimpleNamespace(
+            id="i", runtime="quickjs", slug="f", version=3, project_id="p", settings=settings or FunctionSettings()
+        )
+        resolved = SimpleNamespace(
+            program=None,
+            function=function,
+            source_map=source_map,
+            env_json=b"{}",
+            limits_for=function.settings.bound,
+        )
 
-    async def answer(*args: object) -> Result:
+        async def resolve(project_id: str, slug: str) -> Any:
+            return resolved
+
+        async def run(program: object, invocation: object, limits: Limits, host: object) -> Result:
+            self.limits.append(limits)
+            return await answer()
+
+        @asynccontextmanager
+        async def hold(function_id: str, limit: int, wall_ms: int) -> Any:
+            if not room:
+                raise NoSlot(limit, 100)
+            yield
+
+        self.invoker = Invoker(
+            catalog=cast(Any, SimpleNamespace(resolve=resolve)),
+            engines={"quickjs": cast(Any, SimpleNamespace(invoke=run))},
+            hosts=cast(Any, SimpleNamespace(for_invocation=lambda *_: None)),
+            settings=Settings(),
+            slots=cast(Any, SimpleNamespace(hold=hold)),
+            running=self.running,
+            sink=cast(Any, SimpleNamespace(add=self.records.append)),
+            observer=Observer(),
+        )
+
+
+def answering(result: Result) -> Callable[[], Awaitable[Result]]:
+    async def answer() -> Result:
         return result
 
-    invoker = Invoker(
-        catalog=cast(Any, SimpleNamespace(resolve=resolve)),
-        engines={"quickjs": cast(Any, SimpleNamespace(invoke=answer))},
-        hosts=cast(Any, SimpleNamespace(for_invocation=lambda *_: None)),
-        settings=Settings(),
-    )
-    call = Call(project_id="p", tier="free", slug="f", body=Body(kind="json", data=b"null"), request=Request())
-    return (await invoker.invoke(call)).result
+    return answer
+
+
+class Endless:
+    """An engine's answer that never comes."""
+
+    def __init__(self) -> None:
+        self.began = asyncio.Event()
+
+    async def __call__(self) -> Result:
+        self.began.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def result_of(result: Result, source_map: bytes | None = SOURCE_MAP) -> Result:
+    return (await Bench(answering(result), source_map).invoker.invoke(CALL)).result
+
+
+async def test_a_run_leaves_a_record_and_tells_its_id() -> None:
+    bench = Bench(answering(replace(OK, logs=(line("said"),))))
+    finished = await bench.invoker.invoke(CALL)
+    (record,) = bench.records
+    assert finished.run_id == CALL.run_id == record.run.id
+    assert (record.run.function_id, record.run.version, record.run.trigger) == ("i", 3, "grpc")
+    assert (record.state, record.outcome, record.error) == ("finished", "ok", None)
+    assert [line.text for line in record.logs] == ["said"]
+
+
+async def test_a_failed_run_leaves_what_its_caller_is_told() -> None:
+    error = ScriptError(name="Error", message="no", stack="    at f (<input>:2:1)")
+    bench = Bench(answering(Result(outcome=Outcome.EXCEPTION, error=error)))
+    with pytest.raises(FunctionFailed, match="no") as raised:
+        await bench.invoker.invoke(CALL)
+    (record,) = bench.records
+    assert raised.value.metadata["run_id"] == CALL.run_id
+    assert record.outcome == "exception"
+    assert record.error is not None
+    assert (record.error.reason, record.error.message) == ("FUNCTION_EXCEPTION", raised.value.message)
+    assert "f.ts:3:1" in record.error.stack
+
+
+async def test_a_run_whose_caller_left_is_recorded_as_cancelled() -> None:
+    endless = Endless()
+    bench = Bench(endless)
+    run = asyncio.create_task(bench.invoker.invoke(CALL))
+    await endless.began.wait()
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert [record.outcome for record in bench.records] == ["cancelled"]
+
+
+async def test_a_run_that_somebody_cancelled_tells_its_caller_so() -> None:
+    endless = Endless()
+    bench = Bench(endless)
+    run = asyncio.create_task(bench.invoker.invoke(CALL))
+    await endless.began.wait()
+    await bench.running.cancel("p", CALL.run_id)
+    with pytest.raises(Exception, match="cancelled") as raised:
+        await run
+    assert getattr(raised.value, "reason", None) == "CANCELLED"
+    assert [record.outcome for record in bench.records] == ["cancelled"]
+
+
+async def test_a_fault_of_ours_is_recorded_without_its_text() -> None:
+    async def broken() -> Result:
+        raise ZeroDivisionError("secret")
+
+    bench = Bench(broken)
+    with pytest.raises(ZeroDivisionError):
+        await bench.invoker.invoke(CALL)
+    (record,) = bench.records
+    assert record.outcome == "crashed"
+    assert record.error is not None
+    assert (record.error.reason, "secret" in record.error.message) == ("INTERNAL_FAULT", False)
+
+
+async def test_the_functions_settings_lower_the_tiers_limits() -> None:
+    bench = Bench(answering(OK), settings=FunctionSettings(timeout_ms=100, memory_mb=8))
+    await bench.invoker.invoke(CALL)
+    (limits,) = bench.limits
+    assert (limits.wall_ms, limits.cpu_ms, limits.memory_bytes) == (100, 100, 8 * 2**20)
+
+
+async def test_a_function_with_no_slot_left_is_overloaded() -> None:
+    bench = Bench(answering(OK), settings=FunctionSettings(concurrency=1), room=False)
+    with pytest.raises(Unavailable, match="No room") as raised:
+        await bench.invoker.invoke(CALL)
+    assert raised.value.retry_after_ms
+    assert [record.outcome for record in bench.records] == ["overloaded"]
+    assert not bench.limits
 
 
 async def test_logs_name_places_of_the_source() -> None:
-    told = await invoke(replace(OK, logs=(line("plain"), line("Error: no\n    at f (<input>:2:1)"))))
+    told = await result_of(replace(OK, logs=(line("plain"), line("Error: no\n    at f (<input>:2:1)"))))
     assert [line.text for line in told.logs] == ["plain", "Error: no\n    at f (f.ts:3:1)"]
 
 
 async def test_stacks_name_places_of_the_source() -> None:
     error = ScriptError(name="Error", message="no", stack="    at f (<input>:2:1)")
     with pytest.raises(FunctionFailed, match="no") as raised:
-        await invoke(Result(outcome=Outcome.EXCEPTION, error=error))
+        await result_of(Result(outcome=Outcome.EXCEPTION, error=error))
     assert "at f (f.ts:3:1)" in str(vars(raised.value))
 
 
 async def test_without_a_map_everything_stays() -> None:
     logged = replace(OK, logs=(line("at <input>:2:1"),))
-    assert await invoke(logged, None) == logged
+    assert await result_of(logged, None) == logged
 
 
 async def test_no_more_places_are_translated_than_of_one_stack() -> None:
     crowd = line("<input>:2:1 " * (MOST_PLACES // 2))
-    told = await invoke(replace(OK, logs=(crowd,) * 4))
+    told = await result_of(replace(OK, logs=(crowd,) * 4))
     assert ["f.ts" in line.text for line in told.logs] == [True, True, False, False]
-
-
-async def test_others_have_their_turn_between_lines(caplog: Any) -> None:
-    """A run that wrote thousands of lines does not keep the loop from others while they are logged."""
-    caplog.set_level(logging.INFO, "atlas")
-    lines = tuple(line(str(number)) for number in range(20 * LINES_AT_ONCE))
-    run = asyncio.create_task(invoke(replace(OK, logs=lines, logs_truncated=True), None))
-    turns = 0
-    while not run.done():
-        turns += 1
-        await asyncio.sleep(0)
-    assert (await run).outcome is Outcome.OK
-    assert turns >= 20
-    *said, last = [record.getMessage() for record in caplog.records]
-    assert said == [str(number) for number in range(20 * LINES_AT_ONCE)]
-    assert "the rest was dropped" in last

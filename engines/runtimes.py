@@ -15,11 +15,11 @@ class Build(Protocol):
 
 
 class ModuleRefused(Exception):
-    """A module that was deployed as bytes cannot be run here; the message says why, for its author."""
+    """A module that was deployed as bytes cannot be run here; the message says why in a sentence, for its author."""
 
 
 class EngineNotReady(Exception):
-    """The engine itself is still being built, which is done once; the message says so to whoever has to wait."""
+    """The engine itself is still being built, which is done once; the message says so in a sentence to whoever waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

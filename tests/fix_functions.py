@@ -77,7 +77,7 @@ class FakeWasmCompiler:
 
     async def __call__(self, source: str, language: Language, *, filename: str) -> Built:
         if "BUILDING" in source:
-            raise EngineNotReady("its engine is being built")
+            raise EngineNotReady("Its engine is being built")
         script = f"/* {language} {filename} */ {source}".encode()
         return Built(code=WASM + script, source_map=b'{"version":3,"mappings":"wasm"}', script=script)
 
@@ -85,11 +85,15 @@ class FakeWasmCompiler:
 async def accept(module: bytes) -> Built:
     """Takes what begins like a module and wraps it."""
     if not module.startswith(WASM):
-        raise ModuleRefused("it does not begin with \\0asm")
+        raise ModuleRefused("It does not begin with \\0asm")
     return Built(code=module + b" accepted", source_map=None)
 
 
 async def standalone(program: Program) -> bytes:
+    if b"DYNAMIC" in program.script:
+        raise ModuleRefused("Its engine is another one")
+    if b"ABSENT" in program.script:
+        raise EngineNotReady("Its engine is being built")
     return WASM + b"alone: " + program.script + program.code
 
 

@@ -61,7 +61,7 @@ def runtime_of(runtimes: Mapping[str, Runtime], name: str) -> Runtime:
 
 def not_ready(runtime: str, why: EngineNotReady) -> Unavailable:
     return Unavailable(
-        f'The runtime "{runtime}" is not ready yet: {why}',
+        str(why),
         reason="RUNTIME_NOT_READY",
         metadata={"runtime": runtime},
         retry_after_ms=NOT_READY_RETRY_MS,

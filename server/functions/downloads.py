@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, cast, get_args
 
 from engines.contract import Program
-from engines.runtimes import EngineNotReady, Runtime
+from engines.runtimes import EngineNotReady, ModuleRefused, Runtime
 from server.errors import InvalidArgument
 from server.fields import parse_choice
 from server.functions.compiling import not_ready, runtime_of
@@ -72,5 +72,7 @@ class Downloads:
         )
         try:
             return await standalone(program)
+        except ModuleRefused as why:
+            raise InvalidArgument("form", f'The version has no form "standalone". {why}', value="standalone") from None
         except EngineNotReady as why:
             raise not_ready(version.runtime, why) from None

@@ -32,7 +32,7 @@ def compilation_failed(field: str, error: CompileError) -> InvalidArgument:
 
 def module_refused(field: str, why: ModuleRefused) -> InvalidArgument:
     """Why a module that was compiled elsewhere cannot run here."""
-    return InvalidArgument(field, f"The module was refused: {why}", reason="MODULE_REFUSED")
+    return InvalidArgument(field, f"The module was refused. {why}", reason="MODULE_REFUSED")
 
 
 def load_failed(field: str, filename: str, result: Result, source_map: bytes | None) -> AtlasError:

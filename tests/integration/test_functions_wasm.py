@@ -52,7 +52,7 @@ async def test_old_versions_take_their_scripts_along(node: Node, monkeypatch: py
         ({"runtime": "quickjs"}, "runtime", 'runtime is "quickjs"; a module needs the runtime "wasm"'),
         ({"language": "javascript"}, "language", "a module is deployed without one"),
         ({"module": WASM + b"x" * MAX_MODULE_BYTES}, "module", "has 2097160 bytes; at most 2097152 (2 MiB)"),
-        ({"module": b"ELF"}, "module", "The module was refused: it does not begin with"),
+        ({"module": b"ELF"}, "module", "The module was refused. It does not begin with"),
         ({"module": WASM + b"THROWS"}, "module", "Compilation failed: the module could not be loaded"),
         ({"module": b""}, "source", "The source is empty"),
     ],
@@ -105,6 +105,15 @@ async def test_a_module_stands_alone_as_it_was_deployed(node: Node) -> None:
     for form, data in (("source", MODULE), ("standalone", MODULE), ("artifact", MODULE + b" accepted")):
         found = await node.downloads.get(node.project_id, made.id, 1, form)
         assert (found.filename, found.content_type, found.data) == ("hello-v1.wasm", "application/wasm", data)
+
+
+async def test_why_there_is_no_standalone_form_is_told(node: Node) -> None:
+    made = await node.deploy("DYNAMIC", runtime="wasm")
+    with pytest.raises(InvalidArgument, match='no form "standalone". Its engine is another one'):
+        await node.downloads.get(node.project_id, made.id, 1, "standalone")
+    await node.deploy("ABSENT", runtime="wasm")
+    with pytest.raises(Unavailable, match="^Its engine is being built"):
+        await node.downloads.get(node.project_id, made.id, 2, "standalone")
 
 
 async def test_script_versions_have_no_standalone_form_and_unknown_ones_none(node: Node) -> None:

@@ -111,6 +111,15 @@ async def build(source: str, language: Language, *, filename: str) -> Built:
     return Built(code=b"\n" + code, source_map=source_map)
 
 
+async def as_global(script: bytes, name: str) -> bytes:
+    """What `build` made, as a script that declares `name`, whose `default` is the default export.
+
+    Raises CompileError for what only a module can do: await at its top level.
+    """
+    options = ("--loader=js", "--format=iife", f"--global-name={name}")
+    return (await _transform(script.decode(), *options))[0]
+
+
 _HINT = "write `export default function (input, ctx) { … }`"
 _Problem = tuple[str, int, int]
 

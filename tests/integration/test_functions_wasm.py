@@ -109,10 +109,10 @@ async def test_a_module_stands_alone_as_it_was_deployed(node: Node) -> None:
 
 async def test_why_there_is_no_standalone_form_is_told(node: Node) -> None:
     made = await node.deploy("DYNAMIC", runtime="wasm")
-    with pytest.raises(InvalidArgument, match='no form "standalone". Its engine is another one'):
+    with pytest.raises(InvalidArgument, match=r'no form "standalone"\. Its engine is another one'):
         await node.downloads.get(node.project_id, made.id, 1, "standalone")
     await node.deploy("ABSENT", runtime="wasm")
-    with pytest.raises(Unavailable, match="^Its engine is being built"):
+    with pytest.raises(Unavailable, match=r"^Its engine is being built"):
         await node.downloads.get(node.project_id, made.id, 2, "standalone")
 
 

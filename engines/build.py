@@ -2,7 +2,8 @@
 
 esbuild runs in its transform mode: source in, code out, and no file system at all. Nothing the source says (imports,
 tsconfig, source map comments) can make it read a file. A function is therefore one file: an import is a CompileError
-that names it, and libraries are bundled by the author before deploying.
+that names it, unless it is of a built-in module that the engine lets a function have; libraries are bundled by the
+author before deploying.
 
 TypeScript is stripped, not checked. Decorators are the standard ones of TypeScript 5 (`experimentalDecorators` is off).
 Top-level await works. The code begins on line 2: line 1 of "<input>" is the prelude's, see engines.sourcemap.
@@ -90,8 +91,10 @@ class Built:
     script: bytes = b""  # of a Wasm module: the text it was made of
 
 
-async def build(source: str, language: Language, *, filename: str) -> Built:
+async def build(source: str, language: Language, *, filename: str, builtins: frozenset[str] = frozenset()) -> Built:
     """Compile one module that has a default export. `filename` is what stacks and diagnostics call it.
+
+    `builtins` names the modules that may be imported, without `node:`, which may stand before each of them.
 
     Raises CompileError for every fault of the source, also when compiling it takes more than TIME_LIMIT_S or
     MEMORY_LIMIT_BYTES, and BuildFault when esbuild cannot run. When cancelled, the compiler is killed and reaped first.
@@ -106,7 +109,7 @@ async def build(source: str, language: Language, *, filename: str) -> Built:
         # Text in a template literal may look like an import, or like a thousand of them; without those literals,
         # whatever begins a line is a statement, and the patterns take time in proportion to the text.
         module, _ = await _transform(source, loader, "--supported:template-literal=false")
-    await asyncio.to_thread(_refuse_unloadable, source, module.decode(), problems)
+    await asyncio.to_thread(_refuse_unloadable, source, module.decode(), problems, builtins)
     source_map = await asyncio.to_thread(finish_map, base64.b64decode(encoded_map), shift_lines=1)
     return Built(code=b"\n" + code, source_map=source_map)
 
@@ -124,12 +127,13 @@ _HINT = "write `export default function (input, ctx) { … }`"
 _Problem = tuple[str, int, int]
 
 
-def _refuse_unloadable(source: str, module: str, problems: list[_Problem]) -> None:
-    """CompileError for a module that asks for others, or that exports no default."""
+def _refuse_unloadable(source: str, module: str, problems: list[_Problem], builtins: frozenset[str]) -> None:
+    """CompileError for a module that asks for others than `builtins`, or that exports no default."""
     text = _Source(source)
     refused = [_require_refused(text, *problem) for problem in problems if _is_require(text, *problem)]
-    imports = islice(_STATIC_IMPORT.finditer(module), DIAGNOSTICS_LIMIT)
-    refused += [_import_refused(text, match[1]) for match in imports]
+    imports = (match[1] for match in _STATIC_IMPORT.finditer(module))
+    foreign = (specifier for specifier in imports if specifier.removeprefix("node:") not in builtins)
+    refused += [_import_refused(text, specifier, builtins) for specifier in islice(foreign, DIAGNOSTICS_LIMIT)]
     if refused:
         raise CompileError(tuple(refused[:DIAGNOSTICS_LIMIT]))
     if not _DEFAULT_EXPORT.search(module):
@@ -268,9 +272,11 @@ def _require_refused(source: _Source, _: str, line: int, column_bytes: int) -> D
     return replace(here, message=message)
 
 
-def _import_refused(source: _Source, specifier: str) -> Diagnostic:
-    message = (
-        f'Cannot import "{specifier[:200]}": a function is one file; bundle its libraries into it before deploying'
-    )
+def _import_refused(source: _Source, specifier: str, builtins: frozenset[str]) -> Diagnostic:
+    if builtins and specifier.startswith("node:"):
+        why = f"a function may import {', '.join(sorted(builtins))}"
+    else:
+        why = "a function is one file; bundle its libraries into it before deploying"
+    message = f'Cannot import "{specifier[:200]}": {why}'
     offsets = (source.text.find(quote + specifier + quote) for quote in "\"'")
     return source.diagnostic_at(message, min((offset for offset in offsets if offset >= 0), default=0))

@@ -12,4 +12,5 @@ pytest_plugins = [
     "tests.fix_stack",
     "tests.fix_tenants",
     "tests.fix_up",
+    "tests.fix_v8_child",
 ]

@@ -51,7 +51,7 @@
     error(...args) { write("error", args); },
     debug(...args) { write("debug", args); },
     trace(...args) {
-      const stack = core.toText(new core.NativeError().stack).split("\n").filter((line) => line !== "" && !line.includes("<input>:1:"));
+      const stack = core.need("inspect").framesOf(core.toText(new core.NativeError().stack));
       write("debug", [["Trace" + (args.length > 0 ? ": " + text(args) : ""), ...stack].join("\n")]);
     },
     assert(condition, ...args) {

@@ -9,7 +9,7 @@
   const describe = Reflect.getOwnPropertyDescriptor;
   const prototypeOf = Object.getPrototypeOf;
   const IDENTIFIER = /^[A-Za-z_$][\w$]*$/;
-  const OUR_FRAME = /<input>:1:/;
+  const OUR_FRAME = /<input>:1:|node:internal\/|[( ]ext:|(?:node|deno)_main\./;
   const ESCAPES = { __proto__: null, "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f", "\v": "\\v", "\\": "\\\\", "'": "\\'" };
 
   function quote(text) {
@@ -45,12 +45,18 @@
     return kind === "class" ? "[class " + label + "]" : "[" + kind + (label === "(anonymous)" ? " " : ": ") + label + "]";
   }
 
+  // The frames of a stack that are the program's own. Some engines tell the error above them.
+  function framesOf(stack) {
+    const below = stack.slice(Math.max(0, stack.search(/^ {4}at /m)));
+    return below.split("\n").filter((line) => line.trim() !== "" && !OUR_FRAME.test(line));
+  }
+
   function errorText(error) {
     const name = String(error.name ?? "Error");
     const message = String(error.message ?? "");
     const head = message === "" ? name : name + ": " + message;
     const stack = typeof error.stack === "string" ? error.stack : "";
-    const frames = stack.split("\n").filter((line) => line.trim() !== "" && !OUR_FRAME.test(line) && line.trim() !== head);
+    const frames = framesOf(stack).filter((line) => line.trim() !== head);
     return frames.length === 0 ? "[" + head + "]" : head + "\n" + frames.join("\n");
   }
 
@@ -194,5 +200,5 @@
     return text;
   }
 
-  return { __proto__: null, inspect, format };
+  return { __proto__: null, inspect, format, framesOf };
 })

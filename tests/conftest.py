@@ -1,7 +1,6 @@
 """One plugin file per outside thing the tests use."""
 
 pytest_plugins = [
-    "tests.fix_cli",
     "tests.fix_clients",
     "tests.fix_quickjs_child",
     "tests.fix_sandbox",

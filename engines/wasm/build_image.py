@@ -24,6 +24,7 @@ _KEPT = 4  # images: of this checkout as it is, and as it lately was
 
 def main(cache_dir: Path) -> None:
     os.nice(10)
+    os.umask(0o077)
     threading.Thread(target=_end_with_starter, daemon=True).start()
     image.private_directory(cache_dir)
     lock = os.open(cache_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -38,8 +39,13 @@ def main(cache_dir: Path) -> None:
         shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=cache_dir) as folder:
         _build(Path(folder), image.directory(cache_dir))
-    kept = sorted(cache_dir.glob("image-*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for old in kept[_KEPT:]:
+    prune(cache_dir)
+
+
+def prune(cache_dir: Path) -> None:
+    """Remove all images but the latest few."""
+    latest = sorted(cache_dir.glob("image-*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in latest[_KEPT:]:
         shutil.rmtree(old)
 
 
@@ -72,5 +78,5 @@ def _end_with_starter() -> None:
 if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]))
-    except (toolchain.ToolchainFault, image.Distrusted) as fault:
+    except (toolchain.ToolchainFault, image.ImageFault, image.Distrusted) as fault:
         sys.exit(str(fault))

@@ -105,7 +105,7 @@ def _sdist() -> tuple[Path, str]:
 
 def _zig(work: Path, *arguments: str) -> None:
     caches = {"ZIG_GLOBAL_CACHE_DIR": str(work / "zig"), "ZIG_LOCAL_CACHE_DIR": str(work / "zig")}
-    command = [sys.executable, "-m", "ziglang", "cc", *arguments]
+    command = [sys.executable, "-I", "-m", "ziglang", "cc", *arguments]
     done = subprocess.run(command, cwd=work, env={**os.environ, **caches}, capture_output=True, check=False)
     if done.returncode:
         raise ToolchainFault(f"zig failed: {done.stderr.decode('utf-8', 'replace')[-2000:]}")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from time import monotonic
 import pytest
 import wasmtime
 
-from engines.wasm import binary, image
+from engines.wasm import binary, build_image, image
 from engines.wasm.abi import EXPORTS
 from engines.wasm.artifact import standalone
 from engines.wasm.image import Distrusted, Image, ensure, peek
@@ -75,6 +76,15 @@ def test_a_link_in_the_place_of_a_directory_is_refused(wasm_image: Image, tmp_pa
     folder.symlink_to(moved)
     with pytest.raises(Distrusted, match="image-"):
         peek(tmp_path / "real")
+
+
+def test_the_latest_images_are_kept(tmp_path: Path) -> None:
+    for number in range(7):
+        (tmp_path / f"image-{number}").mkdir()
+        os.utime(tmp_path / f"image-{number}", (1000 + number % 5, 1000 + number % 5))
+    (tmp_path / "compiled").mkdir()
+    build_image.prune(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compiled", "image-2", "image-3", "image-4", "image-6"]
 
 
 def _processes_in(folder: Path) -> list[int]:

@@ -313,7 +313,7 @@ class ChildLink(asyncio.Protocol):
         return killed and not run.started_ms and not run.tries and exit_.maxrss_bytes < self._full_bytes(run)
 
     def _full_bytes(self, run: Run) -> int:
-        return run.limits.memory_bytes + (self._kind.base_bytes if self._kind.is_sized else 0)
+        return run.limits.memory_bytes + (self._kind.base_bytes if self._kind.is_sized or self._kind.is_apart else 0)
 
 
 _NOT_FOR_MEMORY: Final = frozenset({signal.SIGSYS, signal.SIGILL, signal.SIGTERM})

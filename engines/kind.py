@@ -16,6 +16,9 @@ class Kind:
     is_sized: bool = False
     """Its memory limit is fixed when it is forked, and comes on top of what it has from the start."""
 
+    is_apart: bool = False
+    """Its memory limit is of the program alone, which comes on top of what it has from the start."""
+
     renews_itself: bool = True
     """It makes a new realm for each run of `fresh` isolation; otherwise a child serves one such run and ends."""
 

@@ -16,6 +16,7 @@ from engines.quickjs.engine import QuickJS
 from engines.runtimes import Runtime
 from engines.sourcemap import translate_stack
 from tests.fix_sandbox import Silence
+from tests.fix_wasm_engine import wasm_engine
 
 MIB: Final = 1024 * 1024
 LIMITS: Final = Limits(wall_ms=5_000, cpu_ms=5_000, memory_bytes=64 * MIB, fetch_calls=5, fuel=10_000_000_000)
@@ -98,7 +99,12 @@ def _quickjs(cache: Path) -> Runtime:
     return Runtime(engine=QuickJS(spares=1, max_children=8, max_children_per_project=6, queue_ms=5_000), build=build)
 
 
-RUNTIMES: Final[dict[str, Callable[[Path], Runtime]]] = {"quickjs": _quickjs}
+def _wasm(cache: Path) -> Runtime:
+    engine = wasm_engine(max_children=8, max_children_per_project=6)
+    return Runtime(engine=engine, build=engine.build, accept=engine.accept, standalone=engine.standalone)
+
+
+RUNTIMES: Final[dict[str, Callable[[Path], Runtime]]] = {"quickjs": _quickjs, "wasm": _wasm}
 WITH_HOST: Final = [name for name in RUNTIMES if name != "wasm"]
 """Runtimes that have `atlas.*`."""
 

@@ -8,6 +8,7 @@ from typing import Final
 from engines.contract import Invocation, Limits, Outcome, Program, Result
 from engines.frames import LENGTH, MAX_PAYLOAD_BYTES
 from engines.keeper import Launch
+from engines.kind import MIB, Kind
 from engines.runtimes import ModuleRefused
 from engines.supervisor import Supervisor
 from engines.wasm.cache import Compiled
@@ -53,6 +54,7 @@ class Compiler:
             max_children_per_project=2,
             queue_ms=30_000,
             unsafe=unsafe,
+            kind=Kind(base_bytes=48 * MIB, is_apart=True),
             launch=partial(launch, argument=image),
         )
 

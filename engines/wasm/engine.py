@@ -16,6 +16,7 @@ from engines import build as scripts
 from engines.build import Built, Language
 from engines.contract import Host, Invocation, Limits, Outcome, Program, Result, ScriptError
 from engines.keeper import Launch
+from engines.kind import MIB, Kind
 from engines.runtimes import ModuleRefused
 from engines.supervisor import Supervisor
 from engines.wasm import artifact, binary, javy
@@ -27,6 +28,7 @@ from engines.wasm.startup import Startup
 from engines.zygote import Zygote
 
 MAX_MODULE_BYTES: Final = 2 * 1024 * 1024
+KIND: Final = Kind(base_bytes=48 * MIB, is_apart=True)
 
 
 class Wasm:
@@ -60,6 +62,7 @@ class Wasm:
             max_children_per_project=max_children_per_project,
             queue_ms=queue_ms,
             unsafe=unsafe,
+            kind=KIND,
         )
         self._javy = javy
         self._native = Native(cache, secret)

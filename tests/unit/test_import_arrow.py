@@ -1,4 +1,4 @@
-"""Imports point one way: app → rpc → … → engines → standard library; `gen` is seen by rpc alone."""
+"""Imports point one way: app → rpc → … → engines → standard library; `gen` is seen by rpc and cli alone."""
 
 import ast
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 LAYERS = (
-    ("server.__main__",),
+    ("server.__main__", "server.cli"),
     ("server.stack",),
     ("server.app", "server.worker"),
     ("server.parts", "server.process"),
@@ -70,8 +70,17 @@ def test_imports_point_down(name: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "path"), MODULES)
-def test_only_rpc_sees_generated_code(name: str, path: Path) -> None:
-    if name.startswith("server.rpc") or name == "server.app":
+def test_the_command_line_knows_nothing_of_the_server(name: str, path: Path) -> None:
+    seen = {target for target in imports(path) if target.split(".")[0] == "server"}
+    if name.startswith("server.cli"):
+        assert all(target.startswith("server.cli") for target in seen), f"{name} imports {seen}"
+    else:
+        assert not any(target.startswith("server.cli") for target in seen), f"{name} imports the command line"
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES)
+def test_only_rpc_and_the_command_line_see_generated_code(name: str, path: Path) -> None:
+    if name.startswith(("server.rpc", "server.cli")) or name == "server.app":
         return
     seen = [target for target in imports(path) if target.split(".")[0] == "atlas" or target.startswith(GENERATED[1:])]
     assert not seen, f"{name} imports generated code: {seen}"

@@ -17,12 +17,16 @@ from grpc_reflection.v1alpha import reflection
 
 from atlas.functions.v1 import functions_service_pb2_grpc, invocation_service_pb2_grpc
 from atlas.health.v1 import health_service_pb2_grpc
+from atlas.metrics.v1 import metrics_service_pb2_grpc
 from atlas.projects.v1 import projects_service_pb2_grpc
+from atlas.runs.v1 import runs_service_pb2_grpc
 from engines.build import build
 from engines.contract import Invocation, Outcome, Program
 from server import parts, process
+from server.functions.asynchronous import AsyncRuns
 from server.functions.deploy import Deployer
 from server.functions.downloads import Downloads
+from server.functions.idempotency import Idempotency
 from server.log import logger
 from server.parts import Parts
 from server.postgres.control import Pool
@@ -32,7 +36,11 @@ from server.rpc.boundary import Boundary
 from server.rpc.functions import FunctionService
 from server.rpc.health import HealthService, Probe
 from server.rpc.invocations import InvocationService
+from server.rpc.metrics import MetricsService
 from server.rpc.projects import ProjectService
+from server.rpc.runs import RunService
+from server.runs.reader import Reader
+from server.runs.tail import Tail
 from server.settings import Settings
 from server.tiers import limits_of
 
@@ -72,7 +80,7 @@ def run_api(settings: Settings, extra: Services = NONE) -> None:
 
     async def main(stack: AsyncExitStack, stopping: Stopping) -> None:
         started = await parts.start(settings, stack, "api")
-        await _serve(started, extra, stopping)
+        await _serve(started, extra, stack, stopping)
 
     process.run(main)
 
@@ -111,7 +119,15 @@ async def _probe_sandbox(started: Parts) -> Probe:
     return probe
 
 
-def _add_services(boundary: Boundary, started: Parts, probes: Mapping[str, Probe]) -> None:
+async def _add_services(boundary: Boundary, started: Parts, stack: AsyncExitStack) -> None:
+    queue = AsyncRuns(started.pool, started.changes, started.catalog, started.recorder)
+    idempotency, tail = Idempotency(started.pool), Tail(started.bus)
+    stack.push_async_callback(tail.close)
+    stack.push_async_callback(idempotency.close)
+    await idempotency.start()
+    reader = Reader(started.pool, started.peers, queue)
+    invocations = InvocationService(started.invoker(started.recorder), queue, idempotency)
+    probes = await _probes(started)
     runtimes = started.runtimes
     deployer = Deployer(started.lifecycle, started.artifacts, runtimes=runtimes, settings=started.settings)
     functions = FunctionService(started.registry, deployer, started.lifecycle, Downloads(started.registry, runtimes))
@@ -119,16 +135,18 @@ def _add_services(boundary: Boundary, started: Parts, probes: Mapping[str, Probe
     def report() -> dict[str, Any]:
         return {name: engine.report() for name, engine in started.engines.items()}
 
-    boundary.add(
-        invocation_service_pb2_grpc.add_InvocationServiceServicer_to_server, InvocationService(started.invoker)
-    )
+    metrics = MetricsService(started.settings.metrics_dir, started.metrics.numbers)
+    boundary.add(invocation_service_pb2_grpc.add_InvocationServiceServicer_to_server, invocations)
+    boundary.add(runs_service_pb2_grpc.add_RunServiceServicer_to_server, RunService(reader, tail, started.catalog))
+    boundary.add(metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server, metrics)
     boundary.add(functions_service_pb2_grpc.add_FunctionServiceServicer_to_server, functions)
     boundary.add(projects_service_pb2_grpc.add_ProjectServiceServicer_to_server, ProjectService(started.projects))
     boundary.add(health_service_pb2_grpc.add_HealthServiceServicer_to_server, HealthService(probes, report))
 
 
-async def _serve(started: Parts, extra: Services, stopping: Stopping) -> None:
+async def _serve(started: Parts, extra: Services, stack: AsyncExitStack, stopping: Stopping) -> None:
     settings = started.settings
+    await started.listen()
     gate = Gate(started.keyring, settings.admin_key)
     server = grpc.aio.server(
         options=[
@@ -138,7 +156,7 @@ async def _serve(started: Parts, extra: Services, stopping: Stopping) -> None:
             ("grpc.absolute_max_metadata_size", MAX_HEADERS_BYTES),
         ],
     )
-    _add_services(Boundary(server, gate, started.metrics), started, await _probes(started))
+    await _add_services(Boundary(server, gate, started.metrics), started, stack)
     standard_health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(standard_health, server)
     services = sorted({method.split("/")[1] for method in METHODS})

@@ -19,6 +19,11 @@ def shown(value: str) -> str:
     return json.dumps(value if len(value) <= 40 else value[:40] + "…", ensure_ascii=False)
 
 
+def is_id(value: str) -> bool:
+    """Whether it is a UUID, in either case."""
+    return _UUID.fullmatch(value.lower()) is not None
+
+
 def parse_id(field: str, value: str) -> str:
     """A UUID as 36 characters in lower case."""
     lowered = value.lower()

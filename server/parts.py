@@ -34,11 +34,13 @@ from server.postgres.control import Pool, open_pool
 from server.postgres.tenants import Tenants
 from server.projects import Keyring, Projects
 from server.runs.peers import Peers
-from server.runs.recorder import Recorder
+from server.runs.recorder import Recorder, Sink
+from server.runs.retention import Retention
 from server.runs.running import Running
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
 from server.telemetry.numbers import Numbers
+from server.telemetry.tracing import Tracer
 from server.telemetry.tracing import tracer as make_tracer
 
 log = logger("parts")
@@ -51,7 +53,7 @@ NEEDED: Final = ("master_key", "database_url", "tenant_database_url", "redis_url
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """All of it, started."""
+    """All of it, started, except that `changes` are not heard before `listen`."""
 
     settings: Settings
     runtimes: Mapping[str, Runtime]
@@ -59,16 +61,38 @@ class Parts:
     tenants: Tenants
     keyvalue: KeyValue
     bus: EventBus
+    changes: Changes
     metrics: Metrics
+    tracer: Tracer
+    slots: Slots
+    recorder: Recorder
     running: Running
     peers: Peers
+    retention: Retention
     hosts: HostApi
     projects: Projects
     keyring: Keyring
     artifacts: Artifacts
     registry: Registry
     lifecycle: Lifecycle
-    invoker: Invoker
+    catalog: Catalog
+
+    async def listen(self) -> None:
+        """Hear what other processes change. Whoever subscribes to that does so before."""
+        await self.changes.start()
+
+    def invoker(self, sink: Sink) -> Invoker:
+        """Runs functions; records of the runs go to `sink`."""
+        return Invoker(
+            catalog=self.catalog,
+            engines=self.engines,
+            hosts=self.hosts,
+            settings=self.settings,
+            slots=self.slots,
+            running=self.running,
+            sink=sink,
+            observer=Observer(self.metrics, self.tracer),
+        )
 
     @property
     def engines(self) -> dict[str, Engine]:
@@ -109,9 +133,11 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
     registry = Registry(pool, artifacts)
     catalog = Catalog(registry, changes, vault=vault, retire=_retire_in(runtimes))
     keyring = Keyring(pool, changes)
-    projects = Projects(pool, changes, tenants, removals=(keyvalue.clear, artifacts.remove_project))
+    retention = Retention(pool, keep_hours=settings.runs_keep_hours, keep_mb=settings.runs_keep_mb)
+    projects = Projects(
+        pool, changes, tenants, removals=(keyvalue.clear, artifacts.remove_project, retention.remove_project)
+    )
     stack.push_async_callback(changes.close)
-    await changes.start()
 
     engines = {name: runtime.engine for name, runtime in runtimes.items()}
     sandboxes = Sandboxes(metrics, engines)
@@ -129,25 +155,21 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
         tenants=tenants,
         keyvalue=keyvalue,
         bus=bus,
+        changes=changes,
         metrics=metrics,
+        tracer=tracer,
+        slots=slots,
+        recorder=recorder,
         running=running,
         peers=peers,
+        retention=retention,
         hosts=hosts,
         projects=projects,
         keyring=keyring,
         artifacts=artifacts,
         registry=registry,
         lifecycle=Lifecycle(pool, changes, artifacts, vault),
-        invoker=Invoker(
-            catalog=catalog,
-            engines=engines,
-            hosts=hosts,
-            settings=settings,
-            slots=slots,
-            running=running,
-            sink=recorder,
-            observer=Observer(metrics, tracer),
-        ),
+        catalog=catalog,
     )
 
 

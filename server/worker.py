@@ -8,8 +8,14 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from server import parts, process
+from server.functions.async_worker import AsyncWorker
+from server.functions.asynchronous import AsyncRuns
+from server.functions.attempts import Attempts
+from server.functions.idempotency import Idempotency
 from server.log import logger
+from server.parts import Parts
 from server.process import Stopping
+from server.runs.writer import Writer
 from server.settings import Settings
 
 log = logger("worker")
@@ -17,6 +23,7 @@ log = logger("worker")
 NEEDED: Final = ("worker_socket", *parts.NEEDED)
 
 TIDY_S: Final = 3600.0
+SWEEP_S: Final = 60.0
 
 
 def run_worker(settings: Settings) -> None:
@@ -28,6 +35,9 @@ def run_worker(settings: Settings) -> None:
 
     async def main(stack: AsyncExitStack, stopping: Stopping) -> None:
         started = await parts.start(settings, stack, "worker")
+        await _start_writing(started, stack)
+        await _start_running(started, stack)
+        await started.listen()
         parts.repeat(started.projects.sweep, TIDY_S, "removing what deleted projects left", stack)
         parts.repeat(started.lifecycle.sweep, TIDY_S, "removing functions and files that are kept no more", stack)
         await _say_ready(settings, stack)
@@ -35,6 +45,25 @@ def run_worker(settings: Settings) -> None:
         log.info("worker.draining", "Finishing what runs, taking nothing new")
 
     process.run(main)
+
+
+async def _start_writing(started: Parts, stack: AsyncExitStack) -> None:
+    """Records of runs: into the database, and out of it when they are kept no more."""
+    writer = Writer(started.bus, started.pool)
+    stack.push_async_callback(writer.close)
+    await writer.start()
+    parts.repeat(started.retention.sweep, SWEEP_S, "removing records of runs", stack)
+
+
+async def _start_running(started: Parts, stack: AsyncExitStack) -> None:
+    """Asynchronous runs. Before `listen`: they are woken by what other processes change."""
+    attempts = Attempts(started.recorder)
+    queue = AsyncRuns(started.pool, started.changes, started.catalog, started.recorder)
+    work = AsyncWorker(started.pool, started.changes, started.invoker(attempts), attempts, started.recorder)
+    stack.push_async_callback(work.close)
+    await work.start()
+    parts.repeat(queue.sweep, SWEEP_S, "removing results of asynchronous runs", stack)
+    parts.repeat(Idempotency(started.pool).sweep, SWEEP_S, "removing answers kept for idempotency keys", stack)
 
 
 async def _say_ready(settings: Settings, stack: AsyncExitStack) -> None:

@@ -26,10 +26,12 @@ from engines.contract import (
     Outcome,
     Result,
 )
+from engines.runtimes import EngineNotReady
 from engines.sourcemap import CODE_FILE, MOST_PLACES, translate_stack
 from server.clock import Clock, SystemClock
 from server.errors import Unimplemented
 from server.functions.catalog import Catalog, Resolved
+from server.functions.compiling import not_ready
 from server.functions.concurrency import NoSlot, Slots
 from server.functions.observation import Observer
 from server.functions.outcomes import error_of
@@ -174,11 +176,13 @@ class Invoker:
         host = self._hosts.for_invocation(call.project_id, limits, span)
         invocation = _invocation(call, resolved.env_json)
         at_most = function.settings.concurrency
-        if at_most is None:
-            return await engine.invoke(resolved.program, invocation, limits, host)
         try:
+            if at_most is None:
+                return await engine.invoke(resolved.program, invocation, limits, host)
             async with self._slots.hold(function.id, at_most, limits.wall_ms):
                 return await engine.invoke(resolved.program, invocation, limits, host)
+        except EngineNotReady as why:
+            raise not_ready(function.runtime, why) from why
         except NoSlot as why:
             hit = LimitHit(limit="queue", used=why.waited_ms, allowed=why.waited_ms, unit="ms")
             return Result(outcome=Outcome.OVERLOADED, limit=hit, metrics=Metrics(queue_ms=why.waited_ms))

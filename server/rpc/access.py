@@ -22,18 +22,31 @@ class Access(Enum):
 
 
 _FUNCTIONS: Final = "/atlas.functions.v1.FunctionService/"
+_INVOCATIONS: Final = "/atlas.functions.v1.InvocationService/"
+_RUNS: Final = "/atlas.runs.v1.RunService/"
 _PROJECTS: Final = "/atlas.projects.v1.ProjectService/"
 
 METHODS: Final[Mapping[str, Access]] = {
-    "/atlas.functions.v1.InvocationService/Invoke": Access.ANY_KEY,
-    "/atlas.functions.v1.InvocationService/InvokeHttp": Access.ANY_KEY,
+    _INVOCATIONS + "Invoke": Access.ANY_KEY,
+    _INVOCATIONS + "InvokeHttp": Access.ANY_KEY,
+    _INVOCATIONS + "GetResult": Access.ANY_KEY,
     _FUNCTIONS + "CreateFunction": Access.SERVICE,
     _FUNCTIONS + "ListFunctions": Access.SERVICE,
     _FUNCTIONS + "GetFunction": Access.SERVICE,
+    _FUNCTIONS + "UpdateFunction": Access.SERVICE,
     _FUNCTIONS + "DeleteFunction": Access.SERVICE,
+    _FUNCTIONS + "UndeleteFunction": Access.SERVICE,
     _FUNCTIONS + "DeployFunction": Access.SERVICE,
     _FUNCTIONS + "ListFunctionVersions": Access.SERVICE,
+    _FUNCTIONS + "GetFunctionVersion": Access.SERVICE,
+    _FUNCTIONS + "DownloadFunctionVersion": Access.SERVICE,
     _FUNCTIONS + "ActivateFunctionVersion": Access.SERVICE,
+    _FUNCTIONS + "RollbackFunction": Access.SERVICE,
+    _RUNS + "ListRuns": Access.SERVICE,
+    _RUNS + "GetRun": Access.SERVICE,
+    _RUNS + "CancelRun": Access.SERVICE,
+    _RUNS + "TailRuns": Access.SERVICE,
+    _RUNS + "TailRunsHttp": Access.SERVICE,
     _PROJECTS + "CreateProject": Access.ADMIN,
     _PROJECTS + "GetProject": Access.ADMIN,
     _PROJECTS + "ListProjects": Access.ADMIN,
@@ -43,6 +56,7 @@ METHODS: Final[Mapping[str, Access]] = {
     _PROJECTS + "ListApiKeys": Access.ADMIN,
     _PROJECTS + "RevokeApiKey": Access.ADMIN,
     "/atlas.health.v1.HealthService/CheckHealth": Access.PUBLIC,
+    "/atlas.metrics.v1.MetricsService/GetMetrics": Access.ADMIN,
 }
 
 

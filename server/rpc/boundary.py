@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
 import grpc
@@ -29,6 +29,9 @@ from server.telemetry.correlation import REQUEST_ID, TRACEPARENT, TraceParent, i
 from server.telemetry.metrics import Metrics
 
 log = logger("rpc")
+
+RUN_ID: Final = "atlas-run-id"
+"""Metadata of every answer of a run; over REST a header."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 S = TypeVar("S")
@@ -152,7 +155,10 @@ class _Guarded:
             )
             error = _fault(reference)
         code, message, details = status_of(error)
-        await context.abort(code, message, (*_trailing(context), (DETAILS_KEY, details)))
+        trailing = [*_trailing(context), (DETAILS_KEY, details)]
+        if run_id := error.metadata.get("run_id"):
+            trailing.append((RUN_ID, run_id))
+        await context.abort(code, message, tuple(trailing))
 
 
 def _headers_of(context: Context) -> dict[str, str]:

@@ -26,7 +26,7 @@ MAX_RESPONSE_HEADERS: Final = 64
 
 MAX_RESPONSE_HEADERS_BYTES: Final = 32 * 1024
 
-_OURS: Final = ("x-envoy-", "x-atlas-", "grpc-", ":")
+_OURS: Final = ("x-envoy-", "x-atlas-", "atlas-", "grpc-", ":")
 _HOP_BY_HOP: Final = frozenset(
     ("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "content-length")
 )
@@ -62,6 +62,20 @@ def shown(headers: Mapping[str, str]) -> dict[str, str]:
         for name, value in headers.items()
         if name != key_header and name not in _HOP_BY_HOP and not name.startswith(_OURS)
     }
+
+
+def wants_async(headers: Mapping[str, str]) -> bool:
+    """Whether the caller prefers not to wait: `Prefer: respond-async`, among other preferences perhaps (RFC 7240)."""
+    preferences = headers.get("prefer", "")
+    return bool(preferences) and any(
+        preference.partition(";")[0].strip().lower() == "respond-async" for preference in preferences.split(",")
+    )
+
+
+def idempotency_key(headers: Mapping[str, str]) -> str:
+    """The `Idempotency-Key`, or "". One in double quotes, as the IETF's draft has it, is the text between them."""
+    key = headers.get("idempotency-key", "").strip()
+    return key[1:-1] if len(key) >= 2 and key[0] == key[-1] == '"' else key
 
 
 async def body_of(content_type: str, data: bytes) -> Body:

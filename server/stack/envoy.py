@@ -23,11 +23,13 @@ SERVICES: Final = (
     "atlas.projects.v1.ProjectService",
     "atlas.functions.v1.FunctionService",
     "atlas.functions.v1.InvocationService",
+    "atlas.runs.v1.RunService",
+    "atlas.metrics.v1.MetricsService",
     "atlas.health.v1.HealthService",
 )
 NOT_FROM_QUERY: Final = (
     *("slug", "rest", "body", "body.data", "body.content_type", "body.contentType", "body.extensions"),
-    *("project_id", "projectId", "function_id", "functionId", "key_id", "keyId", "version"),
+    *("project_id", "projectId", "function_id", "functionId", "key_id", "keyId", "run_id", "runId", "version"),
 )
 MAX_BODY_BYTES: Final = 6 * 1024 * 1024
 MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
@@ -110,7 +112,11 @@ def _routes(invoke_timeout_s: float) -> list[Route]:
             "route": {"cluster": "api", "timeout": f"{invoke_timeout_s}s"},
             "request_headers_to_add": [{**grpc_timeout, "append_action": "ADD_IF_ABSENT"}],
         },
-        # Streams without an end of their own: Watch and reflection.
+        # Streams without an end of their own: tails, Watch and reflection.
+        {
+            "match": {"prefix": "/atlas.runs.v1.RunService/TailRuns"},
+            "route": {"cluster": "api", "timeout": "0s", "idle_timeout": "300s"},
+        },
         {"match": {"prefix": "/grpc."}, "route": {"cluster": "api", "timeout": "0s", "idle_timeout": "300s"}},
         {"match": {"prefix": "/"}, "route": {"cluster": "api", "timeout": f"{OTHER_TIMEOUT_S}s"}},
     ]

@@ -3,9 +3,11 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -23,6 +25,26 @@ class EdgeFunction(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class EnvEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
@@ -34,6 +56,10 @@ class EdgeFunction(_message.Message):
     ISOLATION_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    SECRET_NAMES_FIELD_NUMBER: _builtins.int
+    DELETED_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID, made by the service; it stays the same across versions."""
     project_id: _builtins.str
@@ -47,7 +73,7 @@ class EdgeFunction(_message.Message):
     entrypoint: _builtins.str
     """File name of the active version's source, e.g. `hello.js` or `hello.ts`."""
     language: _builtins.str
-    """`javascript` or `typescript`."""
+    """`javascript` or `typescript`; `wasm` of a module that was deployed as it is."""
     version: _builtins.int
     """Number of the active version, counted from 1."""
     isolation: _builtins.str
@@ -56,6 +82,22 @@ class EdgeFunction(_message.Message):
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def settings(self) -> Global___FunctionSettings:
+        """Limits of the active version below the tier's."""
+
+    @_builtins.property
+    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Plain environment variables of the active version, in `ctx.env`."""
+
+    @_builtins.property
+    def secret_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the secrets of the active version, also in `ctx.env`. Their values are never returned."""
+
+    @_builtins.property
+    def deleted_at(self) -> _timestamp_pb2.Timestamp:
+        """Set when it was deleted: it can be restored for 30 days, then it is gone with its versions."""
+
     def __init__(
         self,
         *,
@@ -70,20 +112,85 @@ class EdgeFunction(_message.Message):
         isolation: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        settings: Global___FunctionSettings | None = ...,
+        env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        secret_names: _abc.Iterable[_builtins.str] | None = ...,
+        deleted_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deleted_at", b"deleted_at", "settings", b"settings", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "entrypoint", b"entrypoint", "id", b"id", "isolation", b"isolation", "language", b"language", "name", b"name", "project_id", b"project_id", "runtime", b"runtime", "slug", b"slug", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deleted_at", b"deleted_at", "entrypoint", b"entrypoint", "env", b"env", "id", b"id", "isolation", b"isolation", "language", b"language", "name", b"name", "project_id", b"project_id", "runtime", b"runtime", "secret_names", b"secret_names", "settings", b"settings", "slug", b"slug", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EdgeFunction: _TypeAlias = EdgeFunction  # noqa: Y015
 
 @_typing.final
+class FunctionSettings(_message.Message):
+    """Limits of one function, each at most the tier's; an absent one is the tier's. They belong to the version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    MEMORY_MB_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    timeout_ms: _builtins.int
+    """Wall clock of one invocation, milliseconds, at least 10."""
+    memory_mb: _builtins.int
+    """Memory of one invocation, MiB, at least 8."""
+    concurrency: _builtins.int
+    """Invocations of the function at a time over all servers, 1 to 1000; more wait, then are OVERLOADED."""
+    def __init__(
+        self,
+        *,
+        timeout_ms: _builtins.int | None = ...,
+        memory_mb: _builtins.int | None = ...,
+        concurrency: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_memory_mb", b"_memory_mb", "_timeout_ms", b"_timeout_ms", "concurrency", b"concurrency", "memory_mb", b"memory_mb", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_memory_mb", b"_memory_mb", "_timeout_ms", b"_timeout_ms", "concurrency", b"concurrency", "memory_mb", b"memory_mb", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__concurrency: _TypeAlias = _typing.Literal["concurrency"]  # noqa: Y015
+    _WhichOneofArgType__concurrency: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency"]  # noqa: Y015
+    _WhichOneofReturnType__memory_mb: _TypeAlias = _typing.Literal["memory_mb"]  # noqa: Y015
+    _WhichOneofArgType__memory_mb: _TypeAlias = _typing.Literal["_memory_mb", b"_memory_mb"]  # noqa: Y015
+    _WhichOneofReturnType__timeout_ms: _TypeAlias = _typing.Literal["timeout_ms"]  # noqa: Y015
+    _WhichOneofArgType__timeout_ms: _TypeAlias = _typing.Literal["_timeout_ms", b"_timeout_ms"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__concurrency) -> _WhichOneofReturnType__concurrency | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_mb) -> _WhichOneofReturnType__memory_mb | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timeout_ms) -> _WhichOneofReturnType__timeout_ms | None: ...
+
+Global___FunctionSettings: _TypeAlias = FunctionSettings  # noqa: Y015
+
+@_typing.final
 class FunctionVersion(_message.Message):
     """One immutable deploy of a function."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EnvEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     FUNCTION_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
@@ -95,6 +202,10 @@ class FunctionVersion(_message.Message):
     SOURCE_BYTES_FIELD_NUMBER: _builtins.int
     ACTIVE_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    SECRET_NAMES_FIELD_NUMBER: _builtins.int
     function_id: _builtins.str
     """UUID of the function."""
     version: _builtins.int
@@ -109,8 +220,20 @@ class FunctionVersion(_message.Message):
     """Size of the source in bytes."""
     active: _builtins.bool
     """Whether new invocations run this version."""
+    note: _builtins.str
+    """What its author said about it, up to 1000 characters."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def settings(self) -> Global___FunctionSettings: ...
+    @_builtins.property
+    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Plain environment variables."""
+
+    @_builtins.property
+    def secret_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of its secrets; their values are never returned."""
+
     def __init__(
         self,
         *,
@@ -124,10 +247,14 @@ class FunctionVersion(_message.Message):
         source_bytes: _builtins.int = ...,
         active: _builtins.bool = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        note: _builtins.str = ...,
+        settings: Global___FunctionSettings | None = ...,
+        env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        secret_names: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "created_at", b"created_at", "entrypoint", b"entrypoint", "function_id", b"function_id", "isolation", b"isolation", "language", b"language", "runtime", b"runtime", "sha256", b"sha256", "source_bytes", b"source_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "created_at", b"created_at", "entrypoint", b"entrypoint", "env", b"env", "function_id", b"function_id", "isolation", b"isolation", "language", b"language", "note", b"note", "runtime", b"runtime", "secret_names", b"secret_names", "settings", b"settings", "sha256", b"sha256", "source_bytes", b"source_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

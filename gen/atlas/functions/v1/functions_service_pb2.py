@@ -24,48 +24,87 @@ _sym_db = _symbol_database.Default()
 
 from atlas.functions.v1 import functions_pb2 as atlas_dot_functions_dot_v1_dot_functions__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*atlas/functions/v1/functions_service.proto\x12\x12\x61tlas.functions.v1\x1a\"atlas/functions/v1/functions.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1bgoogle/protobuf/empty.proto\"\x7f\n\x15\x43reateFunctionRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04slug\x18\x03 \x01(\t\x12\x0f\n\x07runtime\x18\x04 \x01(\t\x12\x12\n\nentrypoint\x18\x05 \x01(\t\x12\x11\n\tisolation\x18\x06 \x01(\t\"Q\n\x14ListFunctionsRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"e\n\x15ListFunctionsResponse\x12\x33\n\tfunctions\x18\x01 \x03(\x0b\x32 .atlas.functions.v1.EdgeFunction\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\x12GetFunctionRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66unction_id\x18\x02 \x01(\t\"@\n\x15\x44\x65leteFunctionRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66unction_id\x18\x02 \x01(\t\"\x8d\x01\n\x15\x44\x65ployFunctionRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04slug\x18\x03 \x01(\t\x12\x0f\n\x07runtime\x18\x04 \x01(\t\x12\x10\n\x08language\x18\x05 \x01(\t\x12\x0e\n\x06source\x18\x06 \x01(\t\x12\x11\n\tisolation\x18\x07 \x01(\t\"m\n\x1bListFunctionVersionsRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66unction_id\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"n\n\x1cListFunctionVersionsResponse\x12\x35\n\x08versions\x18\x01 \x03(\x0b\x32#.atlas.functions.v1.FunctionVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Z\n\x1e\x41\x63tivateFunctionVersionRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66unction_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x32\xfe\x08\n\x0f\x46unctionService\x12\x8d\x01\n\x0e\x43reateFunction\x12).atlas.functions.v1.CreateFunctionRequest\x1a .atlas.functions.v1.EdgeFunction\".\x82\xd3\xe4\x93\x02(\"#/v1/projects/{project_id}/functions:\x01*\x12\x91\x01\n\rListFunctions\x12(.atlas.functions.v1.ListFunctionsRequest\x1a).atlas.functions.v1.ListFunctionsResponse\"+\x82\xd3\xe4\x93\x02%\x12#/v1/projects/{project_id}/functions\x12\x92\x01\n\x0bGetFunction\x12&.atlas.functions.v1.GetFunctionRequest\x1a .atlas.functions.v1.EdgeFunction\"9\x82\xd3\xe4\x93\x02\x33\x12\x31/v1/projects/{project_id}/functions/{function_id}\x12\x8e\x01\n\x0e\x44\x65leteFunction\x12).atlas.functions.v1.DeleteFunctionRequest\x1a\x16.google.protobuf.Empty\"9\x82\xd3\xe4\x93\x02\x33*1/v1/projects/{project_id}/functions/{function_id}\x12\x94\x01\n\x0e\x44\x65ployFunction\x12).atlas.functions.v1.DeployFunctionRequest\x1a .atlas.functions.v1.EdgeFunction\"5\x82\xd3\xe4\x93\x02/\"*/v1/projects/{project_id}/functions/deploy:\x01*\x12\xbd\x01\n\x14ListFunctionVersions\x12/.atlas.functions.v1.ListFunctionVersionsRequest\x1a\x30.atlas.functions.v1.ListFunctionVersionsResponse\"B\x82\xd3\xe4\x93\x02<\x12:/v1/projects/{project_id}/functions/{function_id}/versions\x12\xc9\x01\n\x17\x41\x63tivateFunctionVersion\x12\x32.atlas.functions.v1.ActivateFunctionVersionRequest\x1a .atlas.functions.v1.EdgeFunction\"X\x82\xd3\xe4\x93\x02R\"M/v1/projects/{project_id}/functions/{function_id}/versions/{version}:activate:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*atlas/functions/v1/functions_service.proto\x12\x12\x61tlas.functions.v1\x1a\"atlas/functions/v1/functions.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1bgoogle/protobuf/empty.proto\"\x7f\n\x15\x43reateFunctionRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04slug\x18\x03 \x01(\t\x12\x0f\n\x07runtime\x18\x04 \x01(\t\x12\x12\n\nentrypoint\x18\x05 \x01(\t\x12\x11\n\tisolation\x18\x06 \x01(\t\"b\n\x14ListFunctionsRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x65leted\x18\x04 \x01(\x08\"e\n\x15ListFunctionsResponse\x12\x33\n\tfunctions\x18\x01 \x03(\x0b\x32 .atlas.functions.v1.EdgeFunction\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\x12GetFunctionRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66unction_id\x18\x02 \x01(\t\"@\n\x15\x44\x65leteFunctionRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66unction_id\x18\x02 \x01(\t\"\xc9\x03\n\x15\x44\x65ployFunctionRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04slug\x18\x03 \x01(\t\x12\x0f\n\x07runtime\x18\x04 \x01(\t\x12\x10\n\x08language\x18\x05 \x01(\t\x12\x0e\n\x06source\x18\x06 \x01(\t\x12\x11\n\tisolation\x18\x07 \x01(\t\x12\x0c\n\x04note\x18\x08 \x01(\t\x12?\n\x03\x65nv\x18\t \x03(\x0b\x32\x32.atlas.functions.v1.DeployFunctionRequest.EnvEntry\x12G\n\x07secrets\x18\n \x03(\x0b\x32\x36.atlas.functions.v1.DeployFunctionRequest.SecretsEntry\x12\x36\n\x08settings\x18\x0b \x01(\x0b\x32$.atlas.functions.v1.FunctionSettings\x12\x0e\n\x06module\x18\x0c \x01(\x0c\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x87\x03\n\x15UpdateFunctionRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66unction_id\x18\x02 \x01(\t\x12\x11\n\x04name\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x0c\n\x04note\x18\x04 \x01(\t\x12,\n\x03\x65nv\x18\x05 \x01(\x0b\x32\x1f.atlas.functions.v1.Environment\x12G\n\x07secrets\x18\x06 \x03(\x0b\x32\x36.atlas.functions.v1.UpdateFunctionRequest.SecretsEntry\x12\x16\n\x0eremove_secrets\x18\x07 \x03(\t\x12\x36\n\x08settings\x18\x08 \x01(\x0b\x32$.atlas.functions.v1.FunctionSettings\x12\x16\n\tisolation\x18\t \x01(\tH\x01\x88\x01\x01\x1a.\n\x0cSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_nameB\x0c\n\n_isolation\"\x82\x01\n\x0b\x45nvironment\x12\x41\n\tvariables\x18\x01 \x03(\x0b\x32..atlas.functions.v1.Environment.VariablesEntry\x1a\x30\n\x0eVariablesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\x17UndeleteFunctionRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66unction_id\x18\x02 \x01(\t\"B\n\x17RollbackFunctionRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66unction_id\x18\x02 \x01(\t\"U\n\x19GetFunctionVersionRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66unction_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\"h\n\x1e\x44ownloadFunctionVersionRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66unction_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12\x0c\n\x04\x66orm\x18\x04 \x01(\t\"m\n\x1bListFunctionVersionsRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66unction_id\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"n\n\x1cListFunctionVersionsResponse\x12\x35\n\x08versions\x18\x01 \x03(\x0b\x32#.atlas.functions.v1.FunctionVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Z\n\x1e\x41\x63tivateFunctionVersionRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66unction_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x32\xe8\x0f\n\x0f\x46unctionService\x12\x8d\x01\n\x0e\x43reateFunction\x12).atlas.functions.v1.CreateFunctionRequest\x1a .atlas.functions.v1.EdgeFunction\".\x82\xd3\xe4\x93\x02(\"#/v1/projects/{project_id}/functions:\x01*\x12\x91\x01\n\rListFunctions\x12(.atlas.functions.v1.ListFunctionsRequest\x1a).atlas.functions.v1.ListFunctionsResponse\"+\x82\xd3\xe4\x93\x02%\x12#/v1/projects/{project_id}/functions\x12\x92\x01\n\x0bGetFunction\x12&.atlas.functions.v1.GetFunctionRequest\x1a .atlas.functions.v1.EdgeFunction\"9\x82\xd3\xe4\x93\x02\x33\x12\x31/v1/projects/{project_id}/functions/{function_id}\x12\x9b\x01\n\x0eUpdateFunction\x12).atlas.functions.v1.UpdateFunctionRequest\x1a .atlas.functions.v1.EdgeFunction\"<\x82\xd3\xe4\x93\x02\x36\x32\x31/v1/projects/{project_id}/functions/{function_id}:\x01*\x12\x8e\x01\n\x0e\x44\x65leteFunction\x12).atlas.functions.v1.DeleteFunctionRequest\x1a\x16.google.protobuf.Empty\"9\x82\xd3\xe4\x93\x02\x33*1/v1/projects/{project_id}/functions/{function_id}\x12\xa8\x01\n\x10UndeleteFunction\x12+.atlas.functions.v1.UndeleteFunctionRequest\x1a .atlas.functions.v1.EdgeFunction\"E\x82\xd3\xe4\x93\x02?\":/v1/projects/{project_id}/functions/{function_id}:undelete:\x01*\x12\x94\x01\n\x0e\x44\x65ployFunction\x12).atlas.functions.v1.DeployFunctionRequest\x1a .atlas.functions.v1.EdgeFunction\"5\x82\xd3\xe4\x93\x02/\"*/v1/projects/{project_id}/functions/deploy:\x01*\x12\xbd\x01\n\x14ListFunctionVersions\x12/.atlas.functions.v1.ListFunctionVersionsRequest\x1a\x30.atlas.functions.v1.ListFunctionVersionsResponse\"B\x82\xd3\xe4\x93\x02<\x12:/v1/projects/{project_id}/functions/{function_id}/versions\x12\xb6\x01\n\x12GetFunctionVersion\x12-.atlas.functions.v1.GetFunctionVersionRequest\x1a#.atlas.functions.v1.FunctionVersion\"L\x82\xd3\xe4\x93\x02\x46\x12\x44/v1/projects/{project_id}/functions/{function_id}/versions/{version}\x12\xba\x01\n\x17\x44ownloadFunctionVersion\x12\x32.atlas.functions.v1.DownloadFunctionVersionRequest\x1a\x14.google.api.HttpBody\"U\x82\xd3\xe4\x93\x02O\x12M/v1/projects/{project_id}/functions/{function_id}/versions/{version}/download\x12\xa8\x01\n\x10RollbackFunction\x12+.atlas.functions.v1.RollbackFunctionRequest\x1a .atlas.functions.v1.EdgeFunction\"E\x82\xd3\xe4\x93\x02?\":/v1/projects/{project_id}/functions/{function_id}:rollback:\x01*\x12\xc9\x01\n\x17\x41\x63tivateFunctionVersion\x12\x32.atlas.functions.v1.ActivateFunctionVersionRequest\x1a .atlas.functions.v1.EdgeFunction\"X\x82\xd3\xe4\x93\x02R\"M/v1/projects/{project_id}/functions/{function_id}/versions/{version}:activate:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'atlas.functions.v1.functions_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_DEPLOYFUNCTIONREQUEST_ENVENTRY']._loaded_options = None
+  _globals['_DEPLOYFUNCTIONREQUEST_ENVENTRY']._serialized_options = b'8\001'
+  _globals['_DEPLOYFUNCTIONREQUEST_SECRETSENTRY']._loaded_options = None
+  _globals['_DEPLOYFUNCTIONREQUEST_SECRETSENTRY']._serialized_options = b'8\001'
+  _globals['_UPDATEFUNCTIONREQUEST_SECRETSENTRY']._loaded_options = None
+  _globals['_UPDATEFUNCTIONREQUEST_SECRETSENTRY']._serialized_options = b'8\001'
+  _globals['_ENVIRONMENT_VARIABLESENTRY']._loaded_options = None
+  _globals['_ENVIRONMENT_VARIABLESENTRY']._serialized_options = b'8\001'
   _globals['_FUNCTIONSERVICE'].methods_by_name['CreateFunction']._loaded_options = None
   _globals['_FUNCTIONSERVICE'].methods_by_name['CreateFunction']._serialized_options = b'\202\323\344\223\002(\"#/v1/projects/{project_id}/functions:\001*'
   _globals['_FUNCTIONSERVICE'].methods_by_name['ListFunctions']._loaded_options = None
   _globals['_FUNCTIONSERVICE'].methods_by_name['ListFunctions']._serialized_options = b'\202\323\344\223\002%\022#/v1/projects/{project_id}/functions'
   _globals['_FUNCTIONSERVICE'].methods_by_name['GetFunction']._loaded_options = None
   _globals['_FUNCTIONSERVICE'].methods_by_name['GetFunction']._serialized_options = b'\202\323\344\223\0023\0221/v1/projects/{project_id}/functions/{function_id}'
+  _globals['_FUNCTIONSERVICE'].methods_by_name['UpdateFunction']._loaded_options = None
+  _globals['_FUNCTIONSERVICE'].methods_by_name['UpdateFunction']._serialized_options = b'\202\323\344\223\002621/v1/projects/{project_id}/functions/{function_id}:\001*'
   _globals['_FUNCTIONSERVICE'].methods_by_name['DeleteFunction']._loaded_options = None
   _globals['_FUNCTIONSERVICE'].methods_by_name['DeleteFunction']._serialized_options = b'\202\323\344\223\0023*1/v1/projects/{project_id}/functions/{function_id}'
+  _globals['_FUNCTIONSERVICE'].methods_by_name['UndeleteFunction']._loaded_options = None
+  _globals['_FUNCTIONSERVICE'].methods_by_name['UndeleteFunction']._serialized_options = b'\202\323\344\223\002?\":/v1/projects/{project_id}/functions/{function_id}:undelete:\001*'
   _globals['_FUNCTIONSERVICE'].methods_by_name['DeployFunction']._loaded_options = None
   _globals['_FUNCTIONSERVICE'].methods_by_name['DeployFunction']._serialized_options = b'\202\323\344\223\002/\"*/v1/projects/{project_id}/functions/deploy:\001*'
   _globals['_FUNCTIONSERVICE'].methods_by_name['ListFunctionVersions']._loaded_options = None
   _globals['_FUNCTIONSERVICE'].methods_by_name['ListFunctionVersions']._serialized_options = b'\202\323\344\223\002<\022:/v1/projects/{project_id}/functions/{function_id}/versions'
+  _globals['_FUNCTIONSERVICE'].methods_by_name['GetFunctionVersion']._loaded_options = None
+  _globals['_FUNCTIONSERVICE'].methods_by_name['GetFunctionVersion']._serialized_options = b'\202\323\344\223\002F\022D/v1/projects/{project_id}/functions/{function_id}/versions/{version}'
+  _globals['_FUNCTIONSERVICE'].methods_by_name['DownloadFunctionVersion']._loaded_options = None
+  _globals['_FUNCTIONSERVICE'].methods_by_name['DownloadFunctionVersion']._serialized_options = b'\202\323\344\223\002O\022M/v1/projects/{project_id}/functions/{function_id}/versions/{version}/download'
+  _globals['_FUNCTIONSERVICE'].methods_by_name['RollbackFunction']._loaded_options = None
+  _globals['_FUNCTIONSERVICE'].methods_by_name['RollbackFunction']._serialized_options = b'\202\323\344\223\002?\":/v1/projects/{project_id}/functions/{function_id}:rollback:\001*'
   _globals['_FUNCTIONSERVICE'].methods_by_name['ActivateFunctionVersion']._loaded_options = None
   _globals['_FUNCTIONSERVICE'].methods_by_name['ActivateFunctionVersion']._serialized_options = b'\202\323\344\223\002R\"M/v1/projects/{project_id}/functions/{function_id}/versions/{version}:activate:\001*'
-  _globals['_CREATEFUNCTIONREQUEST']._serialized_start=161
-  _globals['_CREATEFUNCTIONREQUEST']._serialized_end=288
-  _globals['_LISTFUNCTIONSREQUEST']._serialized_start=290
-  _globals['_LISTFUNCTIONSREQUEST']._serialized_end=371
-  _globals['_LISTFUNCTIONSRESPONSE']._serialized_start=373
-  _globals['_LISTFUNCTIONSRESPONSE']._serialized_end=474
-  _globals['_GETFUNCTIONREQUEST']._serialized_start=476
-  _globals['_GETFUNCTIONREQUEST']._serialized_end=537
-  _globals['_DELETEFUNCTIONREQUEST']._serialized_start=539
-  _globals['_DELETEFUNCTIONREQUEST']._serialized_end=603
-  _globals['_DEPLOYFUNCTIONREQUEST']._serialized_start=606
-  _globals['_DEPLOYFUNCTIONREQUEST']._serialized_end=747
-  _globals['_LISTFUNCTIONVERSIONSREQUEST']._serialized_start=749
-  _globals['_LISTFUNCTIONVERSIONSREQUEST']._serialized_end=858
-  _globals['_LISTFUNCTIONVERSIONSRESPONSE']._serialized_start=860
-  _globals['_LISTFUNCTIONVERSIONSRESPONSE']._serialized_end=970
-  _globals['_ACTIVATEFUNCTIONVERSIONREQUEST']._serialized_start=972
-  _globals['_ACTIVATEFUNCTIONVERSIONREQUEST']._serialized_end=1062
-  _globals['_FUNCTIONSERVICE']._serialized_start=1065
-  _globals['_FUNCTIONSERVICE']._serialized_end=2215
+  _globals['_CREATEFUNCTIONREQUEST']._serialized_start=188
+  _globals['_CREATEFUNCTIONREQUEST']._serialized_end=315
+  _globals['_LISTFUNCTIONSREQUEST']._serialized_start=317
+  _globals['_LISTFUNCTIONSREQUEST']._serialized_end=415
+  _globals['_LISTFUNCTIONSRESPONSE']._serialized_start=417
+  _globals['_LISTFUNCTIONSRESPONSE']._serialized_end=518
+  _globals['_GETFUNCTIONREQUEST']._serialized_start=520
+  _globals['_GETFUNCTIONREQUEST']._serialized_end=581
+  _globals['_DELETEFUNCTIONREQUEST']._serialized_start=583
+  _globals['_DELETEFUNCTIONREQUEST']._serialized_end=647
+  _globals['_DEPLOYFUNCTIONREQUEST']._serialized_start=650
+  _globals['_DEPLOYFUNCTIONREQUEST']._serialized_end=1107
+  _globals['_DEPLOYFUNCTIONREQUEST_ENVENTRY']._serialized_start=1017
+  _globals['_DEPLOYFUNCTIONREQUEST_ENVENTRY']._serialized_end=1059
+  _globals['_DEPLOYFUNCTIONREQUEST_SECRETSENTRY']._serialized_start=1061
+  _globals['_DEPLOYFUNCTIONREQUEST_SECRETSENTRY']._serialized_end=1107
+  _globals['_UPDATEFUNCTIONREQUEST']._serialized_start=1110
+  _globals['_UPDATEFUNCTIONREQUEST']._serialized_end=1501
+  _globals['_UPDATEFUNCTIONREQUEST_SECRETSENTRY']._serialized_start=1061
+  _globals['_UPDATEFUNCTIONREQUEST_SECRETSENTRY']._serialized_end=1107
+  _globals['_ENVIRONMENT']._serialized_start=1504
+  _globals['_ENVIRONMENT']._serialized_end=1634
+  _globals['_ENVIRONMENT_VARIABLESENTRY']._serialized_start=1586
+  _globals['_ENVIRONMENT_VARIABLESENTRY']._serialized_end=1634
+  _globals['_UNDELETEFUNCTIONREQUEST']._serialized_start=1636
+  _globals['_UNDELETEFUNCTIONREQUEST']._serialized_end=1702
+  _globals['_ROLLBACKFUNCTIONREQUEST']._serialized_start=1704
+  _globals['_ROLLBACKFUNCTIONREQUEST']._serialized_end=1770
+  _globals['_GETFUNCTIONVERSIONREQUEST']._serialized_start=1772
+  _globals['_GETFUNCTIONVERSIONREQUEST']._serialized_end=1857
+  _globals['_DOWNLOADFUNCTIONVERSIONREQUEST']._serialized_start=1859
+  _globals['_DOWNLOADFUNCTIONVERSIONREQUEST']._serialized_end=1963
+  _globals['_LISTFUNCTIONVERSIONSREQUEST']._serialized_start=1965
+  _globals['_LISTFUNCTIONVERSIONSREQUEST']._serialized_end=2074
+  _globals['_LISTFUNCTIONVERSIONSRESPONSE']._serialized_start=2076
+  _globals['_LISTFUNCTIONVERSIONSRESPONSE']._serialized_end=2186
+  _globals['_ACTIVATEFUNCTIONVERSIONREQUEST']._serialized_start=2188
+  _globals['_ACTIVATEFUNCTIONVERSIONREQUEST']._serialized_end=2278
+  _globals['_FUNCTIONSERVICE']._serialized_start=2281
+  _globals['_FUNCTIONSERVICE']._serialized_end=4305
 # @@protoc_insertion_point(module_scope)

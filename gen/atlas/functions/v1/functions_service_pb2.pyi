@@ -38,7 +38,9 @@ class CreateFunctionRequest(_message.Message):
     runtime: _builtins.str
     """`quickjs`, `wasm`, `node` or `deno`."""
     entrypoint: _builtins.str
-    """Name of the file in the project's folder, ending in `.js`, `.mjs`, `.ts` or `.mts`; no directories."""
+    """Name of the file in the project's folder, ending in `.js`, `.mjs`, `.ts` or `.mts`, or in `.wasm` for a module that
+    is deployed as it is (runtime `wasm`); no directories.
+    """
     isolation: _builtins.str
     """`warm` (the default) or `fresh`."""
     def __init__(
@@ -66,22 +68,26 @@ class ListFunctionsRequest(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """UUID of the key's project."""
     page_size: _builtins.int
     """How many at most, 1 to 200; 50 when 0 or absent."""
     page_token: _builtins.str
     """`next_page_token` of the page before; the first page when empty."""
+    deleted: _builtins.bool
+    """Deleted functions that can be restored, instead of those that are there."""
     def __init__(
         self,
         *,
         project_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "project_id", b"project_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "page_size", b"page_size", "page_token", b"page_token", "project_id", b"project_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -163,6 +169,46 @@ Global___DeleteFunctionRequest: _TypeAlias = DeleteFunctionRequest  # noqa: Y015
 class DeployFunctionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class EnvEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class SecretsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     SLUG_FIELD_NUMBER: _builtins.int
@@ -170,6 +216,11 @@ class DeployFunctionRequest(_message.Message):
     LANGUAGE_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     ISOLATION_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    MODULE_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """UUID of the key's project."""
     name: _builtins.str
@@ -184,6 +235,27 @@ class DeployFunctionRequest(_message.Message):
     """One ES module with a default export, a function of `(input, ctx)`; at most 1 MiB of UTF-8."""
     isolation: _builtins.str
     """`warm` (the default) or `fresh`."""
+    note: _builtins.str
+    """About this version, for those who read the list later; up to 1000 characters."""
+    module: _builtins.bytes
+    """Instead of source, for runtime `wasm` only: a WASI preview 1 command (`_start`) that reads JSON from stdin and
+    writes JSON to stdout, at most 2 MiB. Base64 in JSON.
+    """
+    @_builtins.property
+    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Plain environment variables in place of those of the active version; when none are given, those stay.
+        Names: letters, digits and underscores, not beginning with a digit, up to 128 characters. At most 128 variables and
+        secrets together, 64 KiB in all.
+        """
+
+    @_builtins.property
+    def secrets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Secrets to add or replace; the others stay. Sealed with the server's master key, never returned, never logged."""
+
+    @_builtins.property
+    def settings(self) -> _functions_pb2.FunctionSettings:
+        """Limits below the tier's, in place of those of the active version; when not given, those stay."""
+
     def __init__(
         self,
         *,
@@ -194,14 +266,256 @@ class DeployFunctionRequest(_message.Message):
         language: _builtins.str = ...,
         source: _builtins.str = ...,
         isolation: _builtins.str = ...,
+        note: _builtins.str = ...,
+        env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        settings: _functions_pb2.FunctionSettings | None = ...,
+        module: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["isolation", b"isolation", "language", b"language", "name", b"name", "project_id", b"project_id", "runtime", b"runtime", "slug", b"slug", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["env", b"env", "isolation", b"isolation", "language", b"language", "module", b"module", "name", b"name", "note", b"note", "project_id", b"project_id", "runtime", b"runtime", "secrets", b"secrets", "settings", b"settings", "slug", b"slug", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeployFunctionRequest: _TypeAlias = DeployFunctionRequest  # noqa: Y015
+
+@_typing.final
+class UpdateFunctionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SecretsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    FUNCTION_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
+    REMOVE_SECRETS_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    ISOLATION_FIELD_NUMBER: _builtins.int
+    project_id: _builtins.str
+    """UUID of the key's project."""
+    function_id: _builtins.str
+    """UUID."""
+    name: _builtins.str
+    """1 to 100 characters."""
+    note: _builtins.str
+    """About the new version, up to 1000 characters."""
+    isolation: _builtins.str
+    """`warm` or `fresh`."""
+    @_builtins.property
+    def env(self) -> Global___Environment:
+        """All plain environment variables from now on."""
+
+    @_builtins.property
+    def secrets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Secrets to add or replace."""
+
+    @_builtins.property
+    def remove_secrets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of secrets to remove; unknown ones are INVALID_ARGUMENT."""
+
+    @_builtins.property
+    def settings(self) -> _functions_pb2.FunctionSettings:
+        """All limits below the tier's from now on."""
+
+    def __init__(
+        self,
+        *,
+        project_id: _builtins.str = ...,
+        function_id: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        note: _builtins.str = ...,
+        env: Global___Environment | None = ...,
+        secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        remove_secrets: _abc.Iterable[_builtins.str] | None = ...,
+        settings: _functions_pb2.FunctionSettings | None = ...,
+        isolation: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_isolation", b"_isolation", "_name", b"_name", "env", b"env", "isolation", b"isolation", "name", b"name", "settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_isolation", b"_isolation", "_name", b"_name", "env", b"env", "function_id", b"function_id", "isolation", b"isolation", "name", b"name", "note", b"note", "project_id", b"project_id", "remove_secrets", b"remove_secrets", "secrets", b"secrets", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__isolation: _TypeAlias = _typing.Literal["isolation"]  # noqa: Y015
+    _WhichOneofArgType__isolation: _TypeAlias = _typing.Literal["_isolation", b"_isolation"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__isolation) -> _WhichOneofReturnType__isolation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+
+Global___UpdateFunctionRequest: _TypeAlias = UpdateFunctionRequest  # noqa: Y015
+
+@_typing.final
+class Environment(_message.Message):
+    """Environment variables, of which there may be none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class VariablesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VARIABLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def variables(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        variables: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["variables", b"variables"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Environment: _TypeAlias = Environment  # noqa: Y015
+
+@_typing.final
+class UndeleteFunctionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    FUNCTION_ID_FIELD_NUMBER: _builtins.int
+    project_id: _builtins.str
+    """UUID of the key's project."""
+    function_id: _builtins.str
+    """UUID."""
+    def __init__(
+        self,
+        *,
+        project_id: _builtins.str = ...,
+        function_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["function_id", b"function_id", "project_id", b"project_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteFunctionRequest: _TypeAlias = UndeleteFunctionRequest  # noqa: Y015
+
+@_typing.final
+class RollbackFunctionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    FUNCTION_ID_FIELD_NUMBER: _builtins.int
+    project_id: _builtins.str
+    """UUID of the key's project."""
+    function_id: _builtins.str
+    """UUID."""
+    def __init__(
+        self,
+        *,
+        project_id: _builtins.str = ...,
+        function_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["function_id", b"function_id", "project_id", b"project_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackFunctionRequest: _TypeAlias = RollbackFunctionRequest  # noqa: Y015
+
+@_typing.final
+class GetFunctionVersionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    FUNCTION_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    project_id: _builtins.str
+    """UUID of the key's project."""
+    function_id: _builtins.str
+    """UUID."""
+    version: _builtins.int
+    """Number of the version, from 1."""
+    def __init__(
+        self,
+        *,
+        project_id: _builtins.str = ...,
+        function_id: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["function_id", b"function_id", "project_id", b"project_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetFunctionVersionRequest: _TypeAlias = GetFunctionVersionRequest  # noqa: Y015
+
+@_typing.final
+class DownloadFunctionVersionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    FUNCTION_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    FORM_FIELD_NUMBER: _builtins.int
+    project_id: _builtins.str
+    """UUID of the key's project."""
+    function_id: _builtins.str
+    """UUID."""
+    version: _builtins.int
+    """Number of the version, from 1."""
+    form: _builtins.str
+    """`source` (the default), `artifact` or `standalone`."""
+    def __init__(
+        self,
+        *,
+        project_id: _builtins.str = ...,
+        function_id: _builtins.str = ...,
+        version: _builtins.int = ...,
+        form: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "function_id", b"function_id", "project_id", b"project_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadFunctionVersionRequest: _TypeAlias = DownloadFunctionVersionRequest  # noqa: Y015
 
 @_typing.final
 class ListFunctionVersionsRequest(_message.Message):

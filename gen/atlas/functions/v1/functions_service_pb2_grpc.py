@@ -5,6 +5,7 @@ import warnings
 
 from atlas.functions.v1 import functions_pb2 as atlas_dot_functions_dot_v1_dot_functions__pb2
 from atlas.functions.v1 import functions_service_pb2 as atlas_dot_functions_dot_v1_dot_functions__service__pb2
+from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -53,10 +54,20 @@ class FunctionServiceStub:
                 request_serializer=atlas_dot_functions_dot_v1_dot_functions__service__pb2.GetFunctionRequest.SerializeToString,
                 response_deserializer=atlas_dot_functions_dot_v1_dot_functions__pb2.EdgeFunction.FromString,
                 _registered_method=True)
+        self.UpdateFunction = channel.unary_unary(
+                '/atlas.functions.v1.FunctionService/UpdateFunction',
+                request_serializer=atlas_dot_functions_dot_v1_dot_functions__service__pb2.UpdateFunctionRequest.SerializeToString,
+                response_deserializer=atlas_dot_functions_dot_v1_dot_functions__pb2.EdgeFunction.FromString,
+                _registered_method=True)
         self.DeleteFunction = channel.unary_unary(
                 '/atlas.functions.v1.FunctionService/DeleteFunction',
                 request_serializer=atlas_dot_functions_dot_v1_dot_functions__service__pb2.DeleteFunctionRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.UndeleteFunction = channel.unary_unary(
+                '/atlas.functions.v1.FunctionService/UndeleteFunction',
+                request_serializer=atlas_dot_functions_dot_v1_dot_functions__service__pb2.UndeleteFunctionRequest.SerializeToString,
+                response_deserializer=atlas_dot_functions_dot_v1_dot_functions__pb2.EdgeFunction.FromString,
                 _registered_method=True)
         self.DeployFunction = channel.unary_unary(
                 '/atlas.functions.v1.FunctionService/DeployFunction',
@@ -67,6 +78,21 @@ class FunctionServiceStub:
                 '/atlas.functions.v1.FunctionService/ListFunctionVersions',
                 request_serializer=atlas_dot_functions_dot_v1_dot_functions__service__pb2.ListFunctionVersionsRequest.SerializeToString,
                 response_deserializer=atlas_dot_functions_dot_v1_dot_functions__service__pb2.ListFunctionVersionsResponse.FromString,
+                _registered_method=True)
+        self.GetFunctionVersion = channel.unary_unary(
+                '/atlas.functions.v1.FunctionService/GetFunctionVersion',
+                request_serializer=atlas_dot_functions_dot_v1_dot_functions__service__pb2.GetFunctionVersionRequest.SerializeToString,
+                response_deserializer=atlas_dot_functions_dot_v1_dot_functions__pb2.FunctionVersion.FromString,
+                _registered_method=True)
+        self.DownloadFunctionVersion = channel.unary_unary(
+                '/atlas.functions.v1.FunctionService/DownloadFunctionVersion',
+                request_serializer=atlas_dot_functions_dot_v1_dot_functions__service__pb2.DownloadFunctionVersionRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.RollbackFunction = channel.unary_unary(
+                '/atlas.functions.v1.FunctionService/RollbackFunction',
+                request_serializer=atlas_dot_functions_dot_v1_dot_functions__service__pb2.RollbackFunctionRequest.SerializeToString,
+                response_deserializer=atlas_dot_functions_dot_v1_dot_functions__pb2.EdgeFunction.FromString,
                 _registered_method=True)
         self.ActivateFunctionVersion = channel.unary_unary(
                 '/atlas.functions.v1.FunctionService/ActivateFunctionVersion',
@@ -90,7 +116,7 @@ class FunctionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListFunctions(self, request, context):
-        """All functions of the project, newest first.
+        """All functions of the project, newest first; deleted ones only when asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,8 +129,25 @@ class FunctionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateFunction(self, request, context):
+        """Changes what is given and leaves the rest: a new version with the same code, which becomes the active one, or only
+        a new name. INVALID_ARGUMENT names the field, NOT_FOUND for an unknown id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteFunction(self, request, context):
-        """Deletes the function and its versions. Invocations that already run finish; later ones are NOT_FOUND.
+        """Deletes the function. Invocations that already run finish; later ones are NOT_FOUND, and the slug is free. Its
+        versions and runs are kept for 30 days, in which UndeleteFunction restores it. Idempotent within them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteFunction(self, request, context):
+        """Restores a deleted function with the version that was active. NOT_FOUND after 30 days, ALREADY_EXISTS when another
+        function has its slug by now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,6 +165,30 @@ class FunctionServiceServicer:
 
     def ListFunctionVersions(self, request, context):
         """The versions of a function, newest first. The newest 100 are kept, and the active one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetFunctionVersion(self, request, context):
+        """NOT_FOUND for an unknown version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadFunctionVersion(self, request, context):
+        """The bytes of a version: its source as deployed, its artifact, or, of a wasm version, the self-contained module that
+        any WASI preview 1 runtime runs, JSON on stdin to JSON on stdout. NOT_FOUND for an unknown version,
+        INVALID_ARGUMENT for a form that the version does not have.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackFunction(self, request, context):
+        """Makes the version active that was active before the present one. FAILED_PRECONDITION when there was none or it is
+        kept no more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -152,10 +219,20 @@ def add_FunctionServiceServicer_to_server(servicer, server):
                     request_deserializer=atlas_dot_functions_dot_v1_dot_functions__service__pb2.GetFunctionRequest.FromString,
                     response_serializer=atlas_dot_functions_dot_v1_dot_functions__pb2.EdgeFunction.SerializeToString,
             ),
+            'UpdateFunction': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateFunction,
+                    request_deserializer=atlas_dot_functions_dot_v1_dot_functions__service__pb2.UpdateFunctionRequest.FromString,
+                    response_serializer=atlas_dot_functions_dot_v1_dot_functions__pb2.EdgeFunction.SerializeToString,
+            ),
             'DeleteFunction': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteFunction,
                     request_deserializer=atlas_dot_functions_dot_v1_dot_functions__service__pb2.DeleteFunctionRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'UndeleteFunction': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteFunction,
+                    request_deserializer=atlas_dot_functions_dot_v1_dot_functions__service__pb2.UndeleteFunctionRequest.FromString,
+                    response_serializer=atlas_dot_functions_dot_v1_dot_functions__pb2.EdgeFunction.SerializeToString,
             ),
             'DeployFunction': grpc.unary_unary_rpc_method_handler(
                     servicer.DeployFunction,
@@ -166,6 +243,21 @@ def add_FunctionServiceServicer_to_server(servicer, server):
                     servicer.ListFunctionVersions,
                     request_deserializer=atlas_dot_functions_dot_v1_dot_functions__service__pb2.ListFunctionVersionsRequest.FromString,
                     response_serializer=atlas_dot_functions_dot_v1_dot_functions__service__pb2.ListFunctionVersionsResponse.SerializeToString,
+            ),
+            'GetFunctionVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFunctionVersion,
+                    request_deserializer=atlas_dot_functions_dot_v1_dot_functions__service__pb2.GetFunctionVersionRequest.FromString,
+                    response_serializer=atlas_dot_functions_dot_v1_dot_functions__pb2.FunctionVersion.SerializeToString,
+            ),
+            'DownloadFunctionVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DownloadFunctionVersion,
+                    request_deserializer=atlas_dot_functions_dot_v1_dot_functions__service__pb2.DownloadFunctionVersionRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'RollbackFunction': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackFunction,
+                    request_deserializer=atlas_dot_functions_dot_v1_dot_functions__service__pb2.RollbackFunctionRequest.FromString,
+                    response_serializer=atlas_dot_functions_dot_v1_dot_functions__pb2.EdgeFunction.SerializeToString,
             ),
             'ActivateFunctionVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.ActivateFunctionVersion,
@@ -267,6 +359,33 @@ class FunctionService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateFunction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atlas.functions.v1.FunctionService/UpdateFunction',
+            atlas_dot_functions_dot_v1_dot_functions__service__pb2.UpdateFunctionRequest.SerializeToString,
+            atlas_dot_functions_dot_v1_dot_functions__pb2.EdgeFunction.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DeleteFunction(request,
             target,
             options=(),
@@ -283,6 +402,33 @@ class FunctionService:
             '/atlas.functions.v1.FunctionService/DeleteFunction',
             atlas_dot_functions_dot_v1_dot_functions__service__pb2.DeleteFunctionRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteFunction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atlas.functions.v1.FunctionService/UndeleteFunction',
+            atlas_dot_functions_dot_v1_dot_functions__service__pb2.UndeleteFunctionRequest.SerializeToString,
+            atlas_dot_functions_dot_v1_dot_functions__pb2.EdgeFunction.FromString,
             options,
             channel_credentials,
             insecure,
@@ -337,6 +483,87 @@ class FunctionService:
             '/atlas.functions.v1.FunctionService/ListFunctionVersions',
             atlas_dot_functions_dot_v1_dot_functions__service__pb2.ListFunctionVersionsRequest.SerializeToString,
             atlas_dot_functions_dot_v1_dot_functions__service__pb2.ListFunctionVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFunctionVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atlas.functions.v1.FunctionService/GetFunctionVersion',
+            atlas_dot_functions_dot_v1_dot_functions__service__pb2.GetFunctionVersionRequest.SerializeToString,
+            atlas_dot_functions_dot_v1_dot_functions__pb2.FunctionVersion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadFunctionVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atlas.functions.v1.FunctionService/DownloadFunctionVersion',
+            atlas_dot_functions_dot_v1_dot_functions__service__pb2.DownloadFunctionVersionRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackFunction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atlas.functions.v1.FunctionService/RollbackFunction',
+            atlas_dot_functions_dot_v1_dot_functions__service__pb2.RollbackFunctionRequest.SerializeToString,
+            atlas_dot_functions_dot_v1_dot_functions__pb2.EdgeFunction.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ isort:skip_file
 from atlas.functions.v1 import functions_pb2 as _functions_pb2
 from atlas.functions.v1 import functions_service_pb2 as _functions_service_pb2
 from collections import abc as _abc
+from google.api import httpbody_pb2 as _httpbody_pb2
 from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 import abc as _abc_1
@@ -43,11 +44,21 @@ class FunctionServiceStub:
     ("JS source not found") when the file is missing, ALREADY_EXISTS when the slug is taken.
     """
     ListFunctions: _grpc.UnaryUnaryMultiCallable[_functions_service_pb2.ListFunctionsRequest, _functions_service_pb2.ListFunctionsResponse]
-    """All functions of the project, newest first."""
+    """All functions of the project, newest first; deleted ones only when asked for."""
     GetFunction: _grpc.UnaryUnaryMultiCallable[_functions_service_pb2.GetFunctionRequest, _functions_pb2.EdgeFunction]
     """NOT_FOUND for an unknown id."""
+    UpdateFunction: _grpc.UnaryUnaryMultiCallable[_functions_service_pb2.UpdateFunctionRequest, _functions_pb2.EdgeFunction]
+    """Changes what is given and leaves the rest: a new version with the same code, which becomes the active one, or only
+    a new name. INVALID_ARGUMENT names the field, NOT_FOUND for an unknown id.
+    """
     DeleteFunction: _grpc.UnaryUnaryMultiCallable[_functions_service_pb2.DeleteFunctionRequest, _empty_pb2.Empty]
-    """Deletes the function and its versions. Invocations that already run finish; later ones are NOT_FOUND."""
+    """Deletes the function. Invocations that already run finish; later ones are NOT_FOUND, and the slug is free. Its
+    versions and runs are kept for 30 days, in which UndeleteFunction restores it. Idempotent within them.
+    """
+    UndeleteFunction: _grpc.UnaryUnaryMultiCallable[_functions_service_pb2.UndeleteFunctionRequest, _functions_pb2.EdgeFunction]
+    """Restores a deleted function with the version that was active. NOT_FOUND after 30 days, ALREADY_EXISTS when another
+    function has its slug by now.
+    """
     DeployFunction: _grpc.UnaryUnaryMultiCallable[_functions_service_pb2.DeployFunctionRequest, _functions_pb2.EdgeFunction]
     """Compiles the source, loads it once in a sandbox, stores it as a new immutable version and makes that version the
     active one. Creates the function when the slug is new. Invocations that already run finish on the version they
@@ -56,6 +67,17 @@ class FunctionServiceStub:
     """
     ListFunctionVersions: _grpc.UnaryUnaryMultiCallable[_functions_service_pb2.ListFunctionVersionsRequest, _functions_service_pb2.ListFunctionVersionsResponse]
     """The versions of a function, newest first. The newest 100 are kept, and the active one."""
+    GetFunctionVersion: _grpc.UnaryUnaryMultiCallable[_functions_service_pb2.GetFunctionVersionRequest, _functions_pb2.FunctionVersion]
+    """NOT_FOUND for an unknown version."""
+    DownloadFunctionVersion: _grpc.UnaryUnaryMultiCallable[_functions_service_pb2.DownloadFunctionVersionRequest, _httpbody_pb2.HttpBody]
+    """The bytes of a version: its source as deployed, its artifact, or, of a wasm version, the self-contained module that
+    any WASI preview 1 runtime runs, JSON on stdin to JSON on stdout. NOT_FOUND for an unknown version,
+    INVALID_ARGUMENT for a form that the version does not have.
+    """
+    RollbackFunction: _grpc.UnaryUnaryMultiCallable[_functions_service_pb2.RollbackFunctionRequest, _functions_pb2.EdgeFunction]
+    """Makes the version active that was active before the present one. FAILED_PRECONDITION when there was none or it is
+    kept no more.
+    """
     ActivateFunctionVersion: _grpc.UnaryUnaryMultiCallable[_functions_service_pb2.ActivateFunctionVersionRequest, _functions_pb2.EdgeFunction]
     """Makes a version the active one: roll back or forward. Idempotent. NOT_FOUND for an unknown version."""
 
@@ -72,11 +94,21 @@ class FunctionServiceAsyncStub(FunctionServiceStub):
     ("JS source not found") when the file is missing, ALREADY_EXISTS when the slug is taken.
     """
     ListFunctions: _aio.UnaryUnaryMultiCallable[_functions_service_pb2.ListFunctionsRequest, _functions_service_pb2.ListFunctionsResponse]  # type: ignore[assignment]
-    """All functions of the project, newest first."""
+    """All functions of the project, newest first; deleted ones only when asked for."""
     GetFunction: _aio.UnaryUnaryMultiCallable[_functions_service_pb2.GetFunctionRequest, _functions_pb2.EdgeFunction]  # type: ignore[assignment]
     """NOT_FOUND for an unknown id."""
+    UpdateFunction: _aio.UnaryUnaryMultiCallable[_functions_service_pb2.UpdateFunctionRequest, _functions_pb2.EdgeFunction]  # type: ignore[assignment]
+    """Changes what is given and leaves the rest: a new version with the same code, which becomes the active one, or only
+    a new name. INVALID_ARGUMENT names the field, NOT_FOUND for an unknown id.
+    """
     DeleteFunction: _aio.UnaryUnaryMultiCallable[_functions_service_pb2.DeleteFunctionRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Deletes the function and its versions. Invocations that already run finish; later ones are NOT_FOUND."""
+    """Deletes the function. Invocations that already run finish; later ones are NOT_FOUND, and the slug is free. Its
+    versions and runs are kept for 30 days, in which UndeleteFunction restores it. Idempotent within them.
+    """
+    UndeleteFunction: _aio.UnaryUnaryMultiCallable[_functions_service_pb2.UndeleteFunctionRequest, _functions_pb2.EdgeFunction]  # type: ignore[assignment]
+    """Restores a deleted function with the version that was active. NOT_FOUND after 30 days, ALREADY_EXISTS when another
+    function has its slug by now.
+    """
     DeployFunction: _aio.UnaryUnaryMultiCallable[_functions_service_pb2.DeployFunctionRequest, _functions_pb2.EdgeFunction]  # type: ignore[assignment]
     """Compiles the source, loads it once in a sandbox, stores it as a new immutable version and makes that version the
     active one. Creates the function when the slug is new. Invocations that already run finish on the version they
@@ -85,6 +117,17 @@ class FunctionServiceAsyncStub(FunctionServiceStub):
     """
     ListFunctionVersions: _aio.UnaryUnaryMultiCallable[_functions_service_pb2.ListFunctionVersionsRequest, _functions_service_pb2.ListFunctionVersionsResponse]  # type: ignore[assignment]
     """The versions of a function, newest first. The newest 100 are kept, and the active one."""
+    GetFunctionVersion: _aio.UnaryUnaryMultiCallable[_functions_service_pb2.GetFunctionVersionRequest, _functions_pb2.FunctionVersion]  # type: ignore[assignment]
+    """NOT_FOUND for an unknown version."""
+    DownloadFunctionVersion: _aio.UnaryUnaryMultiCallable[_functions_service_pb2.DownloadFunctionVersionRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """The bytes of a version: its source as deployed, its artifact, or, of a wasm version, the self-contained module that
+    any WASI preview 1 runtime runs, JSON on stdin to JSON on stdout. NOT_FOUND for an unknown version,
+    INVALID_ARGUMENT for a form that the version does not have.
+    """
+    RollbackFunction: _aio.UnaryUnaryMultiCallable[_functions_service_pb2.RollbackFunctionRequest, _functions_pb2.EdgeFunction]  # type: ignore[assignment]
+    """Makes the version active that was active before the present one. FAILED_PRECONDITION when there was none or it is
+    kept no more.
+    """
     ActivateFunctionVersion: _aio.UnaryUnaryMultiCallable[_functions_service_pb2.ActivateFunctionVersionRequest, _functions_pb2.EdgeFunction]  # type: ignore[assignment]
     """Makes a version the active one: roll back or forward. Idempotent. NOT_FOUND for an unknown version."""
 
@@ -110,7 +153,7 @@ class FunctionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _functions_service_pb2.ListFunctionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_functions_service_pb2.ListFunctionsResponse, _abc.Awaitable[_functions_service_pb2.ListFunctionsResponse]]:
-        """All functions of the project, newest first."""
+        """All functions of the project, newest first; deleted ones only when asked for."""
 
     @_abc_1.abstractmethod
     def GetFunction(
@@ -121,12 +164,34 @@ class FunctionServiceServicer(metaclass=_abc_1.ABCMeta):
         """NOT_FOUND for an unknown id."""
 
     @_abc_1.abstractmethod
+    def UpdateFunction(
+        self,
+        request: _functions_service_pb2.UpdateFunctionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_functions_pb2.EdgeFunction, _abc.Awaitable[_functions_pb2.EdgeFunction]]:
+        """Changes what is given and leaves the rest: a new version with the same code, which becomes the active one, or only
+        a new name. INVALID_ARGUMENT names the field, NOT_FOUND for an unknown id.
+        """
+
+    @_abc_1.abstractmethod
     def DeleteFunction(
         self,
         request: _functions_service_pb2.DeleteFunctionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Deletes the function and its versions. Invocations that already run finish; later ones are NOT_FOUND."""
+        """Deletes the function. Invocations that already run finish; later ones are NOT_FOUND, and the slug is free. Its
+        versions and runs are kept for 30 days, in which UndeleteFunction restores it. Idempotent within them.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteFunction(
+        self,
+        request: _functions_service_pb2.UndeleteFunctionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_functions_pb2.EdgeFunction, _abc.Awaitable[_functions_pb2.EdgeFunction]]:
+        """Restores a deleted function with the version that was active. NOT_FOUND after 30 days, ALREADY_EXISTS when another
+        function has its slug by now.
+        """
 
     @_abc_1.abstractmethod
     def DeployFunction(
@@ -147,6 +212,35 @@ class FunctionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_functions_service_pb2.ListFunctionVersionsResponse, _abc.Awaitable[_functions_service_pb2.ListFunctionVersionsResponse]]:
         """The versions of a function, newest first. The newest 100 are kept, and the active one."""
+
+    @_abc_1.abstractmethod
+    def GetFunctionVersion(
+        self,
+        request: _functions_service_pb2.GetFunctionVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_functions_pb2.FunctionVersion, _abc.Awaitable[_functions_pb2.FunctionVersion]]:
+        """NOT_FOUND for an unknown version."""
+
+    @_abc_1.abstractmethod
+    def DownloadFunctionVersion(
+        self,
+        request: _functions_service_pb2.DownloadFunctionVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """The bytes of a version: its source as deployed, its artifact, or, of a wasm version, the self-contained module that
+        any WASI preview 1 runtime runs, JSON on stdin to JSON on stdout. NOT_FOUND for an unknown version,
+        INVALID_ARGUMENT for a form that the version does not have.
+        """
+
+    @_abc_1.abstractmethod
+    def RollbackFunction(
+        self,
+        request: _functions_service_pb2.RollbackFunctionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_functions_pb2.EdgeFunction, _abc.Awaitable[_functions_pb2.EdgeFunction]]:
+        """Makes the version active that was active before the present one. FAILED_PRECONDITION when there was none or it is
+        kept no more.
+        """
 
     @_abc_1.abstractmethod
     def ActivateFunctionVersion(

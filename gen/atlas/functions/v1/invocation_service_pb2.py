@@ -27,7 +27,7 @@ from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+atlas/functions/v1/invocation_service.proto\x12\x12\x61tlas.functions.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1cgoogle/protobuf/struct.proto\"R\n\rInvokeRequest\x12\x0c\n\x04slug\x18\x01 \x01(\t\x12%\n\x05input\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x0c\n\x04path\x18\x03 \x01(\t\"\x9a\x01\n\x0eInvokeResponse\x12&\n\x06result\x18\x01 \x01(\x0b\x32\x16.google.protobuf.Value\x12,\n\x07metrics\x18\x02 \x01(\x0b\x32\x1b.atlas.functions.v1.Metrics\x12\x32\n\x08response\x18\x03 \x01(\x0b\x32 .atlas.functions.v1.HttpResponse\"^\n\x07Metrics\x12\x0f\n\x07wall_ms\x18\x01 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x01\x12\x1a\n\rfuel_consumed\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_fuel_consumed\"]\n\x0cHttpResponse\x12\x0e\n\x06status\x18\x01 \x01(\x05\x12/\n\x07headers\x18\x02 \x03(\x0b\x32\x1e.atlas.functions.v1.HttpHeader\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\")\n\nHttpHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"S\n\x11InvokeHttpRequest\x12\x0c\n\x04slug\x18\x01 \x01(\t\x12\x0c\n\x04rest\x18\x02 \x01(\t\x12\"\n\x04\x62ody\x18\x03 \x01(\x0b\x32\x14.google.api.HttpBody2\xd0\x04\n\x11InvocationService\x12O\n\x06Invoke\x12!.atlas.functions.v1.InvokeRequest\x1a\".atlas.functions.v1.InvokeResponse\x12\xe9\x03\n\nInvokeHttp\x12%.atlas.functions.v1.InvokeHttpRequest\x1a\x14.google.api.HttpBody\"\x9d\x03\x82\xd3\xe4\x93\x02\x96\x03\"\x1b/functions/v1/invoke/{slug}:\x04\x62odyZ-\"%/functions/v1/invoke/{slug}/{rest=**}:\x04\x62odyZ\x1d\x12\x1b/functions/v1/invoke/{slug}Z\'\x12%/functions/v1/invoke/{slug}/{rest=**}Z#\x1a\x1b/functions/v1/invoke/{slug}:\x04\x62odyZ-\x1a%/functions/v1/invoke/{slug}/{rest=**}:\x04\x62odyZ#2\x1b/functions/v1/invoke/{slug}:\x04\x62odyZ-2%/functions/v1/invoke/{slug}/{rest=**}:\x04\x62odyZ#*\x1b/functions/v1/invoke/{slug}:\x04\x62odyZ-*%/functions/v1/invoke/{slug}/{rest=**}:\x04\x62odyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+atlas/functions/v1/invocation_service.proto\x12\x12\x61tlas.functions.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1cgoogle/protobuf/struct.proto\"\"\n\x10GetResultRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\x82\x01\n\rInvokeRequest\x12\x0c\n\x04slug\x18\x01 \x01(\t\x12%\n\x05input\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x15\n\rrespond_async\x18\x04 \x01(\x08\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\"\xaa\x01\n\x0eInvokeResponse\x12&\n\x06result\x18\x01 \x01(\x0b\x32\x16.google.protobuf.Value\x12,\n\x07metrics\x18\x02 \x01(\x0b\x32\x1b.atlas.functions.v1.Metrics\x12\x32\n\x08response\x18\x03 \x01(\x0b\x32 .atlas.functions.v1.HttpResponse\x12\x0e\n\x06run_id\x18\x04 \x01(\t\"^\n\x07Metrics\x12\x0f\n\x07wall_ms\x18\x01 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x01\x12\x1a\n\rfuel_consumed\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_fuel_consumed\"]\n\x0cHttpResponse\x12\x0e\n\x06status\x18\x01 \x01(\x05\x12/\n\x07headers\x18\x02 \x03(\x0b\x32\x1e.atlas.functions.v1.HttpHeader\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\")\n\nHttpHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"S\n\x11InvokeHttpRequest\x12\x0c\n\x04slug\x18\x01 \x01(\t\x12\x0c\n\x04rest\x18\x02 \x01(\t\x12\"\n\x04\x62ody\x18\x03 \x01(\x0b\x32\x14.google.api.HttpBody2\xbe\x05\n\x11InvocationService\x12O\n\x06Invoke\x12!.atlas.functions.v1.InvokeRequest\x1a\".atlas.functions.v1.InvokeResponse\x12\xe9\x03\n\nInvokeHttp\x12%.atlas.functions.v1.InvokeHttpRequest\x1a\x14.google.api.HttpBody\"\x9d\x03\x82\xd3\xe4\x93\x02\x96\x03\"\x1b/functions/v1/invoke/{slug}:\x04\x62odyZ-\"%/functions/v1/invoke/{slug}/{rest=**}:\x04\x62odyZ\x1d\x12\x1b/functions/v1/invoke/{slug}Z\'\x12%/functions/v1/invoke/{slug}/{rest=**}Z#\x1a\x1b/functions/v1/invoke/{slug}:\x04\x62odyZ-\x1a%/functions/v1/invoke/{slug}/{rest=**}:\x04\x62odyZ#2\x1b/functions/v1/invoke/{slug}:\x04\x62odyZ-2%/functions/v1/invoke/{slug}/{rest=**}:\x04\x62odyZ#*\x1b/functions/v1/invoke/{slug}:\x04\x62odyZ-*%/functions/v1/invoke/{slug}/{rest=**}:\x04\x62ody\x12l\n\tGetResult\x12$.atlas.functions.v1.GetResultRequest\x1a\x14.google.api.HttpBody\"#\x82\xd3\xe4\x93\x02\x1d\x12\x1b/functions/v1/runs/{run_id}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,18 +36,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INVOCATIONSERVICE'].methods_by_name['InvokeHttp']._loaded_options = None
   _globals['_INVOCATIONSERVICE'].methods_by_name['InvokeHttp']._serialized_options = b'\202\323\344\223\002\226\003\"\033/functions/v1/invoke/{slug}:\004bodyZ-\"%/functions/v1/invoke/{slug}/{rest=**}:\004bodyZ\035\022\033/functions/v1/invoke/{slug}Z\'\022%/functions/v1/invoke/{slug}/{rest=**}Z#\032\033/functions/v1/invoke/{slug}:\004bodyZ-\032%/functions/v1/invoke/{slug}/{rest=**}:\004bodyZ#2\033/functions/v1/invoke/{slug}:\004bodyZ-2%/functions/v1/invoke/{slug}/{rest=**}:\004bodyZ#*\033/functions/v1/invoke/{slug}:\004bodyZ-*%/functions/v1/invoke/{slug}/{rest=**}:\004body'
-  _globals['_INVOKEREQUEST']._serialized_start=154
-  _globals['_INVOKEREQUEST']._serialized_end=236
-  _globals['_INVOKERESPONSE']._serialized_start=239
-  _globals['_INVOKERESPONSE']._serialized_end=393
-  _globals['_METRICS']._serialized_start=395
-  _globals['_METRICS']._serialized_end=489
-  _globals['_HTTPRESPONSE']._serialized_start=491
-  _globals['_HTTPRESPONSE']._serialized_end=584
-  _globals['_HTTPHEADER']._serialized_start=586
-  _globals['_HTTPHEADER']._serialized_end=627
-  _globals['_INVOKEHTTPREQUEST']._serialized_start=629
-  _globals['_INVOKEHTTPREQUEST']._serialized_end=712
-  _globals['_INVOCATIONSERVICE']._serialized_start=715
-  _globals['_INVOCATIONSERVICE']._serialized_end=1307
+  _globals['_INVOCATIONSERVICE'].methods_by_name['GetResult']._loaded_options = None
+  _globals['_INVOCATIONSERVICE'].methods_by_name['GetResult']._serialized_options = b'\202\323\344\223\002\035\022\033/functions/v1/runs/{run_id}'
+  _globals['_GETRESULTREQUEST']._serialized_start=154
+  _globals['_GETRESULTREQUEST']._serialized_end=188
+  _globals['_INVOKEREQUEST']._serialized_start=191
+  _globals['_INVOKEREQUEST']._serialized_end=321
+  _globals['_INVOKERESPONSE']._serialized_start=324
+  _globals['_INVOKERESPONSE']._serialized_end=494
+  _globals['_METRICS']._serialized_start=496
+  _globals['_METRICS']._serialized_end=590
+  _globals['_HTTPRESPONSE']._serialized_start=592
+  _globals['_HTTPRESPONSE']._serialized_end=685
+  _globals['_HTTPHEADER']._serialized_start=687
+  _globals['_HTTPHEADER']._serialized_end=728
+  _globals['_INVOKEHTTPREQUEST']._serialized_start=730
+  _globals['_INVOKEHTTPREQUEST']._serialized_end=813
+  _globals['_INVOCATIONSERVICE']._serialized_start=816
+  _globals['_INVOCATIONSERVICE']._serialized_end=1518
 # @@protoc_insertion_point(module_scope)

@@ -33,8 +33,17 @@ class InvocationServiceStub:
     the outcome, and for a limit the metadata `limit`, `used`, `allowed` and `unit`:
     FUNCTION_EXCEPTION (UNKNOWN) with the JavaScript message and stack, WALL_CLOCK_LIMIT (DEADLINE_EXCEEDED),
     CPU_LIMIT, MEMORY_LIMIT, FETCH_CALL_LIMIT and RESULT_SIZE_LIMIT (RESOURCE_EXHAUSTED), NEVER_SETTLES (UNKNOWN),
-    SANDBOX_CRASHED (INTERNAL), OVERLOADED (UNAVAILABLE, with RetryInfo), CANCELLED (CANCELLED).
-    A cancelled or disconnected client kills the run.
+    SANDBOX_CRASHED (INTERNAL), OVERLOADED (UNAVAILABLE, with RetryInfo), CANCELLED (CANCELLED). Every error that ended a
+    run has the metadata `run_id`; every answer over REST has it as the header `atlas-run-id`.
+    A cancelled or disconnected client kills the run, unless it is asynchronous.
+
+    Asynchronous: with `respond_async`, over REST with `Prefer: respond-async`, the answer is 202 with the run's id as
+    soon as the run is stored; it is then run at least once, by any server, and its result kept for a day.
+
+    Idempotent: of several calls with one `idempotency_key` (REST: the header `Idempotency-Key`) for one function within
+    a day, the first runs and the others get its answer, errors of the function included. INVALID_ARGUMENT when the input
+    is another, ABORTED (REST: 409) while the first still runs. A first call that was cancelled, overloaded or lost to a
+    fault of ours does not count.
     """
 
     def __init__(self, channel):
@@ -53,6 +62,11 @@ class InvocationServiceStub:
                 request_serializer=atlas_dot_functions_dot_v1_dot_invocation__service__pb2.InvokeHttpRequest.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.GetResult = channel.unary_unary(
+                '/atlas.functions.v1.InvocationService/GetResult',
+                request_serializer=atlas_dot_functions_dot_v1_dot_invocation__service__pb2.GetResultRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
 
 
 class InvocationServiceServicer:
@@ -62,8 +76,17 @@ class InvocationServiceServicer:
     the outcome, and for a limit the metadata `limit`, `used`, `allowed` and `unit`:
     FUNCTION_EXCEPTION (UNKNOWN) with the JavaScript message and stack, WALL_CLOCK_LIMIT (DEADLINE_EXCEEDED),
     CPU_LIMIT, MEMORY_LIMIT, FETCH_CALL_LIMIT and RESULT_SIZE_LIMIT (RESOURCE_EXHAUSTED), NEVER_SETTLES (UNKNOWN),
-    SANDBOX_CRASHED (INTERNAL), OVERLOADED (UNAVAILABLE, with RetryInfo), CANCELLED (CANCELLED).
-    A cancelled or disconnected client kills the run.
+    SANDBOX_CRASHED (INTERNAL), OVERLOADED (UNAVAILABLE, with RetryInfo), CANCELLED (CANCELLED). Every error that ended a
+    run has the metadata `run_id`; every answer over REST has it as the header `atlas-run-id`.
+    A cancelled or disconnected client kills the run, unless it is asynchronous.
+
+    Asynchronous: with `respond_async`, over REST with `Prefer: respond-async`, the answer is 202 with the run's id as
+    soon as the run is stored; it is then run at least once, by any server, and its result kept for a day.
+
+    Idempotent: of several calls with one `idempotency_key` (REST: the header `Idempotency-Key`) for one function within
+    a day, the first runs and the others get its answer, errors of the function included. INVALID_ARGUMENT when the input
+    is another, ABORTED (REST: 409) while the first still runs. A first call that was cancelled, overloaded or lost to a
+    fault of ours does not count.
     """
 
     def Invoke(self, request, context):
@@ -83,6 +106,14 @@ class InvocationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetResult(self, request, context):
+        """The result of an asynchronous run, exactly as a synchronous call would have been answered; while it is not finished,
+        202 with `{"run_id", "state"}`. NOT_FOUND for an unknown id and a day after the run ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InvocationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +125,11 @@ def add_InvocationServiceServicer_to_server(servicer, server):
             'InvokeHttp': grpc.unary_unary_rpc_method_handler(
                     servicer.InvokeHttp,
                     request_deserializer=atlas_dot_functions_dot_v1_dot_invocation__service__pb2.InvokeHttpRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'GetResult': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetResult,
+                    request_deserializer=atlas_dot_functions_dot_v1_dot_invocation__service__pb2.GetResultRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
     }
@@ -111,8 +147,17 @@ class InvocationService:
     the outcome, and for a limit the metadata `limit`, `used`, `allowed` and `unit`:
     FUNCTION_EXCEPTION (UNKNOWN) with the JavaScript message and stack, WALL_CLOCK_LIMIT (DEADLINE_EXCEEDED),
     CPU_LIMIT, MEMORY_LIMIT, FETCH_CALL_LIMIT and RESULT_SIZE_LIMIT (RESOURCE_EXHAUSTED), NEVER_SETTLES (UNKNOWN),
-    SANDBOX_CRASHED (INTERNAL), OVERLOADED (UNAVAILABLE, with RetryInfo), CANCELLED (CANCELLED).
-    A cancelled or disconnected client kills the run.
+    SANDBOX_CRASHED (INTERNAL), OVERLOADED (UNAVAILABLE, with RetryInfo), CANCELLED (CANCELLED). Every error that ended a
+    run has the metadata `run_id`; every answer over REST has it as the header `atlas-run-id`.
+    A cancelled or disconnected client kills the run, unless it is asynchronous.
+
+    Asynchronous: with `respond_async`, over REST with `Prefer: respond-async`, the answer is 202 with the run's id as
+    soon as the run is stored; it is then run at least once, by any server, and its result kept for a day.
+
+    Idempotent: of several calls with one `idempotency_key` (REST: the header `Idempotency-Key`) for one function within
+    a day, the first runs and the others get its answer, errors of the function included. INVALID_ARGUMENT when the input
+    is another, ABORTED (REST: 409) while the first still runs. A first call that was cancelled, overloaded or lost to a
+    fault of ours does not count.
     """
 
     @staticmethod
@@ -158,6 +203,33 @@ class InvocationService:
             target,
             '/atlas.functions.v1.InvocationService/InvokeHttp',
             atlas_dot_functions_dot_v1_dot_invocation__service__pb2.InvokeHttpRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetResult(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atlas.functions.v1.InvocationService/GetResult',
+            atlas_dot_functions_dot_v1_dot_invocation__service__pb2.GetResultRequest.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,

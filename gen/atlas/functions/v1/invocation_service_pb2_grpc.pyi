@@ -34,8 +34,17 @@ class InvocationServiceStub:
     the outcome, and for a limit the metadata `limit`, `used`, `allowed` and `unit`:
     FUNCTION_EXCEPTION (UNKNOWN) with the JavaScript message and stack, WALL_CLOCK_LIMIT (DEADLINE_EXCEEDED),
     CPU_LIMIT, MEMORY_LIMIT, FETCH_CALL_LIMIT and RESULT_SIZE_LIMIT (RESOURCE_EXHAUSTED), NEVER_SETTLES (UNKNOWN),
-    SANDBOX_CRASHED (INTERNAL), OVERLOADED (UNAVAILABLE, with RetryInfo), CANCELLED (CANCELLED).
-    A cancelled or disconnected client kills the run.
+    SANDBOX_CRASHED (INTERNAL), OVERLOADED (UNAVAILABLE, with RetryInfo), CANCELLED (CANCELLED). Every error that ended a
+    run has the metadata `run_id`; every answer over REST has it as the header `atlas-run-id`.
+    A cancelled or disconnected client kills the run, unless it is asynchronous.
+
+    Asynchronous: with `respond_async`, over REST with `Prefer: respond-async`, the answer is 202 with the run's id as
+    soon as the run is stored; it is then run at least once, by any server, and its result kept for a day.
+
+    Idempotent: of several calls with one `idempotency_key` (REST: the header `Idempotency-Key`) for one function within
+    a day, the first runs and the others get its answer, errors of the function included. INVALID_ARGUMENT when the input
+    is another, ABORTED (REST: 409) while the first still runs. A first call that was cancelled, overloaded or lost to a
+    fault of ours does not count.
     """
 
     @_typing.overload
@@ -51,6 +60,10 @@ class InvocationServiceStub:
     `{"result": …, "metrics": {"wall_ms", "memory_bytes", "fuel_consumed"?}}`, or, when the function returns a
     `Response`, exactly that status, headers and body.
     """
+    GetResult: _grpc.UnaryUnaryMultiCallable[_invocation_service_pb2.GetResultRequest, _httpbody_pb2.HttpBody]
+    """The result of an asynchronous run, exactly as a synchronous call would have been answered; while it is not finished,
+    202 with `{"run_id", "state"}`. NOT_FOUND for an unknown id and a day after the run ended.
+    """
 
 @_typing.type_check_only
 class InvocationServiceAsyncStub(InvocationServiceStub):
@@ -60,8 +73,17 @@ class InvocationServiceAsyncStub(InvocationServiceStub):
     the outcome, and for a limit the metadata `limit`, `used`, `allowed` and `unit`:
     FUNCTION_EXCEPTION (UNKNOWN) with the JavaScript message and stack, WALL_CLOCK_LIMIT (DEADLINE_EXCEEDED),
     CPU_LIMIT, MEMORY_LIMIT, FETCH_CALL_LIMIT and RESULT_SIZE_LIMIT (RESOURCE_EXHAUSTED), NEVER_SETTLES (UNKNOWN),
-    SANDBOX_CRASHED (INTERNAL), OVERLOADED (UNAVAILABLE, with RetryInfo), CANCELLED (CANCELLED).
-    A cancelled or disconnected client kills the run.
+    SANDBOX_CRASHED (INTERNAL), OVERLOADED (UNAVAILABLE, with RetryInfo), CANCELLED (CANCELLED). Every error that ended a
+    run has the metadata `run_id`; every answer over REST has it as the header `atlas-run-id`.
+    A cancelled or disconnected client kills the run, unless it is asynchronous.
+
+    Asynchronous: with `respond_async`, over REST with `Prefer: respond-async`, the answer is 202 with the run's id as
+    soon as the run is stored; it is then run at least once, by any server, and its result kept for a day.
+
+    Idempotent: of several calls with one `idempotency_key` (REST: the header `Idempotency-Key`) for one function within
+    a day, the first runs and the others get its answer, errors of the function included. INVALID_ARGUMENT when the input
+    is another, ABORTED (REST: 409) while the first still runs. A first call that was cancelled, overloaded or lost to a
+    fault of ours does not count.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -74,6 +96,10 @@ class InvocationServiceAsyncStub(InvocationServiceStub):
     `{"result": …, "metrics": {"wall_ms", "memory_bytes", "fuel_consumed"?}}`, or, when the function returns a
     `Response`, exactly that status, headers and body.
     """
+    GetResult: _aio.UnaryUnaryMultiCallable[_invocation_service_pb2.GetResultRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """The result of an asynchronous run, exactly as a synchronous call would have been answered; while it is not finished,
+    202 with `{"run_id", "state"}`. NOT_FOUND for an unknown id and a day after the run ended.
+    """
 
 class InvocationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs functions by slug. Needs any key of the project; the key decides the project.
@@ -82,8 +108,17 @@ class InvocationServiceServicer(metaclass=_abc_1.ABCMeta):
     the outcome, and for a limit the metadata `limit`, `used`, `allowed` and `unit`:
     FUNCTION_EXCEPTION (UNKNOWN) with the JavaScript message and stack, WALL_CLOCK_LIMIT (DEADLINE_EXCEEDED),
     CPU_LIMIT, MEMORY_LIMIT, FETCH_CALL_LIMIT and RESULT_SIZE_LIMIT (RESOURCE_EXHAUSTED), NEVER_SETTLES (UNKNOWN),
-    SANDBOX_CRASHED (INTERNAL), OVERLOADED (UNAVAILABLE, with RetryInfo), CANCELLED (CANCELLED).
-    A cancelled or disconnected client kills the run.
+    SANDBOX_CRASHED (INTERNAL), OVERLOADED (UNAVAILABLE, with RetryInfo), CANCELLED (CANCELLED). Every error that ended a
+    run has the metadata `run_id`; every answer over REST has it as the header `atlas-run-id`.
+    A cancelled or disconnected client kills the run, unless it is asynchronous.
+
+    Asynchronous: with `respond_async`, over REST with `Prefer: respond-async`, the answer is 202 with the run's id as
+    soon as the run is stored; it is then run at least once, by any server, and its result kept for a day.
+
+    Idempotent: of several calls with one `idempotency_key` (REST: the header `Idempotency-Key`) for one function within
+    a day, the first runs and the others get its answer, errors of the function included. INVALID_ARGUMENT when the input
+    is another, ABORTED (REST: 409) while the first still runs. A first call that was cancelled, overloaded or lost to a
+    fault of ours does not count.
     """
 
     @_abc_1.abstractmethod
@@ -105,6 +140,16 @@ class InvocationServiceServicer(metaclass=_abc_1.ABCMeta):
         """For REST: the request body is the function's input, byte for byte. The answer is
         `{"result": …, "metrics": {"wall_ms", "memory_bytes", "fuel_consumed"?}}`, or, when the function returns a
         `Response`, exactly that status, headers and body.
+        """
+
+    @_abc_1.abstractmethod
+    def GetResult(
+        self,
+        request: _invocation_service_pb2.GetResultRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """The result of an asynchronous run, exactly as a synchronous call would have been answered; while it is not finished,
+        202 with `{"run_id", "state"}`. NOT_FOUND for an unknown id and a day after the run ended.
         """
 
 def add_InvocationServiceServicer_to_server(servicer: InvocationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -9,7 +9,6 @@ The same inputs give the same bytes, wherever and whenever: `fingerprint` names 
 
 import hashlib
 import importlib.metadata
-import os
 import re
 import subprocess
 import sys
@@ -104,8 +103,8 @@ def _sdist() -> tuple[Path, str]:
 
 
 def _zig(work: Path, *arguments: str) -> None:
-    caches = {"ZIG_GLOBAL_CACHE_DIR": str(work / "zig"), "ZIG_LOCAL_CACHE_DIR": str(work / "zig")}
+    folders = dict.fromkeys(("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR", "HOME"), str(work / "zig"))
     command = [sys.executable, "-I", "-m", "ziglang", "cc", *arguments]
-    done = subprocess.run(command, cwd=work, env={**os.environ, **caches}, capture_output=True, check=False)
+    done = subprocess.run(command, cwd=work, env=folders, capture_output=True, check=False)
     if done.returncode:
         raise ToolchainFault(f"zig failed: {done.stderr.decode('utf-8', 'replace')[-2000:]}")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from engines.build import CompileError, build
+from engines.frames import LENGTH, Type, encode
 from engines.sourcemap import translate_stack
 from engines.v8.builtins import BUILTINS
 from tests.fix_v8_child import PROGRAMS, Ask, V8Child
@@ -49,6 +50,22 @@ def test_large_values_pass_both_ways(v8_child: V8Child) -> None:
     v8_child.bind("export default (input) => input")
     value = {"text": "é" * 900_000, "numbers": list(range(100_000))}
     assert v8_child.invoke(value).value == value
+
+
+@pytest.mark.parametrize("cut", [1, 13, 14, 15, 31])
+def test_frames_may_be_cut_anywhere(v8_child: V8Child, cut: int) -> None:
+    v8_child.bind("export default async (text) => [text, await atlas.kv.get(text)]")
+    head, context = b'{"cpu_ms":1000,"kind":"text"}', b"{}"
+    payload = LENGTH.pack(len(head)) + head + LENGTH.pack(len(context)) + context + "é😀".encode()
+    v8_child.inv = 1
+    frame = encode(Type.INVOKE, 1, 0, payload)
+    for part in (frame[i : i + cut] for i in range(0, len(frame), cut)):
+        v8_child.socket.sendall(part)
+    [[call, _, _]] = json.loads(v8_child.receive()[3])
+    both = encode(Type.HOSTRES, 1, call + 1, b"\x01null") + encode(Type.HOSTRES, 1, call, b'\x01"got"')
+    v8_child.socket.sendall(both[:-cut])
+    v8_child.socket.sendall(both[-cut:])
+    assert v8_child.finish({}).value == ["é😀", "got"]
 
 
 @pytest.mark.parametrize("body", [b"{", b"1,2", b"1] , [2", b"", b"\xff", b'"\0"', b"[" * 200_000])

@@ -21,25 +21,34 @@ def stamps(paths: Iterable[Path]) -> Stamps:
 
 
 def changes(files: Callable[[], Iterable[Path]], pause: Callable[[float], object] = time.sleep) -> Iterator[None]:
-    """Yields once after every burst of changes of the `files`, which are asked for anew each time.
+    """Yields at once, and again after every burst of changes of the `files`, which are asked for anew each time.
 
     A burst is over when two looks see the same: an editor that writes a file in two steps causes one. What changes
     while the caller is busy is a burst, too.
     """
     seen = stamps(watched(files()))
     while True:
-        pause(LOOK_S)
-        now = stamps(seen)
-        if now == seen:
-            continue
-        while True:
-            pause(LOOK_S)
-            later = stamps(now)
-            if later == now:
-                break
-            now = later
+        begun_ns = time.time_ns() - int(LOOK_S * 1e9)
         yield
-        seen = {path: now[path] if path in now else _stamp(path) for path in watched(files())}
+        seen = {path: seen[path] if path in seen else _old_stamp(path, begun_ns) for path in watched(files())}
+        while (now := stamps(seen)) == seen:
+            pause(LOOK_S)
+        seen = _settled(now, pause)
+
+
+def _settled(now: Stamps, pause: Callable[[float], object]) -> Stamps:
+    while True:
+        pause(LOOK_S)
+        later = stamps(now)
+        if later == now:
+            return now
+        now = later
+
+
+def _old_stamp(path: Path, begun_ns: int) -> tuple[int, int] | None:
+    """Of a file that the caller has found; None when it has changed since, so that it will be read again."""
+    found = _stamp(path)
+    return found if found and found[0] < begun_ns else None
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

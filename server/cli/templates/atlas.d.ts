@@ -30,11 +30,11 @@ declare namespace atlas {
   /** Every call of the host rejects with this. */
   interface HostError extends Error {
     name: "AtlasError";
-    /** Stable, e.g. `fetch_blocked`; of SQL, the five characters of the SQLSTATE. */
+    /** Stable, e.g. `fetch_blocked`; of SQL, `sql_` and the SQLSTATE, e.g. `sql_23505`. */
     code: string;
   }
 
-  /** A value of `$1`: bytes become `bytea`, dates `timestamptz`, objects `json`. */
+  /** A value of `$1`: bytes become `bytea`, dates ISO 8601, objects `jsonb`. */
   type Parameter =
     | string | number | bigint | boolean | null | undefined | Date | ArrayBuffer | ArrayBufferView
     | readonly Parameter[] | { readonly [name: string]: unknown };

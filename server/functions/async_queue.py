@@ -181,6 +181,7 @@ def _claimed(row: Mapping[str, Any]) -> Claimed:
         request_id=row["request_id"],
         traceparent=row["traceparent"],
         run_id=str(row["id"]),
+        accepted_at=row["created_at"],
     )
     return Claimed(
         call=call,

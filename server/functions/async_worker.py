@@ -170,8 +170,7 @@ class AsyncWorker:
         for _ in range(WRITE_ATTEMPTS):
             try:
                 async with transaction(self._pool) as conn:
-                    ended = record or await self._without_attempt(conn, claimed, answer)
-                    ended = storable(replace(ended, run=replace(ended.run, created_at=claimed.created_at)))
+                    ended = storable(record or await self._without_attempt(conn, claimed, answer))
                     if not await async_queue.finish(conn, claimed, answer, ended):
                         log.warning("async.lost", "A run ended after its lease did", run_id=claimed.call.run_id)
                         return

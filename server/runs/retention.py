@@ -5,18 +5,15 @@ sweep; the row's lock decides who does a project.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Final
 
 from server.clock import Clock, SystemClock
-from server.errors import AtlasError
 from server.log import logger
 from server.postgres.control import Pool, transaction
 
 log = logger("runs")
 
-SWEEP_S: Final = 60.0
 MIB: Final = 1024 * 1024
 BATCH: Final = 2_000
 """Rows deleted in one transaction: some tens of milliseconds."""
@@ -94,16 +91,3 @@ class Retention:
             freed = [row[0] for row in await cursor.fetchall()]
             await conn.execute(_NOTE, {"project_id": project_id, "freed": sum(freed)})
         return len(freed)
-
-
-async def sweep_for_ever(*sweeps: Callable[[], Awaitable[object]], every_s: float = SWEEP_S) -> None:
-    """Run the sweeps now and every minute, for a task of a worker. What fails is tried again the next time."""
-    while True:
-        for sweep in sweeps:
-            try:
-                await sweep()
-            except AtlasError as why:
-                log.warning("runs.sweep", f"What is old stays until the next sweep: {why}")
-            except Exception:
-                log.exception("runs.sweep", "What is old stays until the next sweep")
-        await asyncio.sleep(every_s)

@@ -4,6 +4,7 @@ from typing import Final
 
 from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StreamConfig
+from nats.js.errors import BadRequestError
 
 from server.events.bus import EventBus
 
@@ -28,5 +29,8 @@ _CONSUMER: Final = ConsumerConfig(durable_name=DURABLE, ack_policy=AckPolicy.EXP
 
 async def ensure(bus: EventBus) -> None:
     """The stream and its consumer exist. Idempotent; one of AWAY when NATS does not answer."""
-    await bus.jetstream.add_stream(_STREAM)
+    try:
+        await bus.jetstream.add_stream(_STREAM)
+    except BadRequestError:  # it is there, made by a version of ours with other limits
+        await bus.jetstream.update_stream(_STREAM)
     await bus.jetstream.add_consumer(NAME, _CONSUMER)

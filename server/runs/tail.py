@@ -96,6 +96,7 @@ class Tail:
         self._subscription: Subscription | None = None
         self._subscribing = asyncio.Lock()
         self._closed = False
+        self._heard: deque[str | None] = deque(maxlen=64)  # a recorder sends a message again that may be lost
 
     @contextlib.asynccontextmanager
     async def watch(self, project_id: str, wanted: Filter) -> AsyncIterator[Watcher]:
@@ -151,6 +152,10 @@ class Tail:
                     ) from why
 
     async def _hear(self, message: Msg) -> None:
+        name = (message.headers or {}).get("Nats-Msg-Id")
+        if name is not None and name in self._heard:
+            return
+        self._heard.append(name)
         try:
             values = orjson.loads(message.data)
             for value in values:

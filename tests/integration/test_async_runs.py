@@ -68,7 +68,7 @@ class Invoker:
             version=7,
             runtime="quickjs",
             trigger=call.trigger,
-            created_at=datetime.now(UTC),
+            created_at=call.accepted_at or datetime.now(UTC),
             request_id=call.request_id,
             trace_id=call.traceparent[3:35],
         )

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -14,7 +15,7 @@ from server.postgres.control import Pool, transaction
 from server.runs import rows, stream
 from server.runs.peers import Peers
 from server.runs.reader import Filter, Reader, _where
-from server.runs.record import RunError, RunRecord
+from server.runs.record import RunError, RunRecord, batch, encode
 from server.runs.recorder import Recorder
 from server.runs.retention import Retention
 from server.runs.running import Running
@@ -306,6 +307,24 @@ async def test_a_slow_watcher_is_told_what_it_missed(bus: EventBus, recorder: Re
         second = await watcher.next(WITHIN_S)
         assert second is not None
         assert (second.dropped, second.record) == (0, records[16])
+
+
+async def test_what_is_sent_again_is_shown_once(bus: EventBus, project_id: str) -> None:
+    tail, first, second = Tail(bus), a_record(project_id), a_record(project_id)
+    async with tail.watch(project_id, Filter()) as watcher:
+        for name, record in (("one", first), ("one", first), ("two", second)):
+            await bus.jetstream.publish(stream.SUBJECT, batch([encode(record)]), headers={"Nats-Msg-Id": name})
+        seen = [await watcher.next(WITHIN_S), await watcher.next(WITHIN_S)]
+        assert [item and item.record for item in seen] == [first, second]
+
+
+async def test_an_older_stream_is_brought_up_to_date(bus: EventBus) -> None:
+    await bus.jetstream.delete_stream(stream.NAME)
+    older = replace(stream._STREAM, max_bytes=2**20, max_age=600.0)
+    await bus.jetstream.add_stream(older)
+    await stream.ensure(bus)
+    config = (await bus.jetstream.stream_info(stream.NAME)).config
+    assert (config.max_bytes, config.max_age) == (stream._STREAM.max_bytes, stream._STREAM.max_age)
 
 
 async def test_tails_end_with_their_process(bus: EventBus, project_id: str) -> None:

@@ -40,7 +40,7 @@ def said(text: str, *, fd: int = 1) -> str:
     return f"""
         (i32.store (i32.const 0) (i32.const 1024)) (i32.store (i32.const 4) (i32.const {len(text.encode())}))
         (drop (call $fd_write (i32.const {fd}) (i32.const 0) (i32.const 1) (i32.const 8))) (return))
-        (data (i32.const 1024) {json.dumps(text)}) (func"""
+        (data (i32.const 1024) {json.dumps(text, ensure_ascii=False)}) (func"""
 
 
 ECHO = """

@@ -4,7 +4,8 @@
 
 The code in a BIND is `u32 n, JSON[n] {"form", "check", "identity", "key"}` and a module as Wasmtime serialized it, made
 by our compiler alone. `form` says what runs it: "linked" to the engine image, a WASI "command", or a command that
-"javy" made. `identity` (hex) names the module wherever it runs, `key` (hex) is secret: chance comes from both.
+"javy" made. `check` is the fuel to load it with as a deploy does, 0 for a program that will be called. `identity` (hex)
+names the module wherever it runs, `key` (hex) is secret: chance comes from both.
 """
 
 import json
@@ -28,7 +29,6 @@ PROFILE = profile.LOADING
 HEADROOM_BYTES = 64 * 1024 * 1024  # of data beside the linear memory: one frame in, one out, and their texts
 
 LOAD_MS = 2_000
-LOAD_FUEL = 10_000_000_000
 
 _engine: Engine
 _image: Module | None = None
@@ -93,11 +93,12 @@ class _Worker:
         self._identity, self._key = bytes.fromhex(options["identity"]), bytes.fromhex(options["key"])
         limit = _blank_bytes + 3 * len(compiled) + self._memory_bytes + HEADROOM_BYTES
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        meter = self._meter(LOAD_FUEL, LOAD_MS, LOAD_MS)
+        check_fuel = int(options["check"])
+        meter = self._meter(check_fuel, LOAD_MS, LOAD_MS)
         try:
             self._program = self._load(options["form"], compiled)
             profile.seal(_seal)
-            if options["check"]:
+            if check_fuel:
                 self._program.check(meter, self._call("json", b"null", b"{}"))
         except Failure as failure:
             self._fail(0, failure, meter)

@@ -85,7 +85,7 @@ class Wasm:
         """See the contract. Raises EngineNotReady too."""
         running = await self._startup.running()
         try:
-            loadable = await self._native.loadable(program, running, check=True)
+            loadable = await self._native.loadable(program, running, check_fuel=limits.fuel)
         except (Refused, Busy) as why:
             return _unloadable(why)
         return await running.supervisor.check(loadable, limits)

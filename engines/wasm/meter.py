@@ -117,7 +117,7 @@ class Meter:
 
     def _late(self) -> Failure:
         cpu_ms, wall_ms = self.cpu_us / 1000, self.wall_us / 1000
-        if cpu_ms >= self._cpu_ms and wall_ms < self._wall_ms:
+        if wall_ms < self._wall_ms:  # the wall's timer is exact, the other's is not
             return Failure("cpu_limit", "CpuLimit", f"CPU time limit of {self._cpu_ms:g} ms exceeded", used=cpu_ms)
         return Failure("wall_limit", "WallLimit", f"Time limit of {self._wall_ms:g} ms exceeded", used=wall_ms)
 

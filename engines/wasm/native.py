@@ -32,12 +32,12 @@ class Native:
         self._ready_bytes = 0
         self._compiling: dict[Path, asyncio.Task[Compiled]] = {}
 
-    async def loadable(self, program: Program, running: Running, *, check: bool = False) -> Program:
+    async def loadable(self, program: Program, running: Running, *, check_fuel: int = 0) -> Program:
         """The program with code as engines/wasm/child.py reads it. Raises Refused and Busy.
 
-        `check`: one that runs the module's top level when it is loaded.
+        `check_fuel`: for one that runs its top level when it is loaded, within so much, and is not called.
         """
-        if not check and (found := self._ready.get(program.key)) is not None:
+        if not check_fuel and (found := self._ready.get(program.key)) is not None:
             self._ready.move_to_end(program.key)
             return found
         module = await module_of(program, running)
@@ -45,9 +45,9 @@ class Native:
         form = "javy" if javy.made(module) else compiled.form
         project_key = hashlib.blake2b(program.project_id.encode(), key=self._key, digest_size=32).hexdigest()
         identity = hashlib.sha256(program.code).hexdigest()
-        head = json.dumps({"form": form, "check": check, "identity": identity, "key": project_key}).encode()
+        head = json.dumps({"form": form, "check": check_fuel, "identity": identity, "key": project_key}).encode()
         found = replace(program, code=LENGTH.pack(len(head)) + head + compiled.code, script=b"")
-        if not check:
+        if not check_fuel:
             self._remember(found)
         return found
 

@@ -1,6 +1,7 @@
 """A supervisor of its own that weakens itself as told, then lets every attack loose in its jail.
 
 python attacker.py SETUP        prints JSON {"layers", "escaped": [self-test], "outcomes": {attack: outcome}}
+python attacker.py SETUP:PROGRAM …      in workers of that program's zygote
 python attacker.py control      the same attacks in plain children, no jail: {"outcomes"}
 """
 
@@ -149,8 +150,8 @@ def in_the_open(order: bytes) -> str:
     return answer.decode()
 
 
-async def behind_the_wall(orders: dict[str, bytes], *, unsafe: bool) -> dict[str, object]:
-    zygote = await Zygote.launch("tests.escape.attacks", unsafe=unsafe)
+async def behind_the_wall(orders: dict[str, bytes], program: str, *, unsafe: bool) -> dict[str, object]:
+    zygote = await Zygote.launch(program, unsafe=unsafe)
     try:
         escaped = await selftest.probe(zygote)
         return {
@@ -162,7 +163,7 @@ async def behind_the_wall(orders: dict[str, bytes], *, unsafe: bool) -> dict[str
         await zygote.close()
 
 
-def main(setup: str, names: list[str], directory: Path) -> dict[str, object]:
+def main(setup: str, program: str, names: list[str], directory: Path) -> dict[str, object]:
     victim = directory / "victim"
     victim.write_text("untouched")
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -171,14 +172,15 @@ def main(setup: str, names: list[str], directory: Path) -> dict[str, object]:
         orders = {name: json.dumps({"attack": name, "target": target}).encode() for name in names}
         if setup == "control":
             return {"outcomes": {name: in_the_open(order) for name, order in orders.items()}}
-        report = asyncio.run(behind_the_wall(orders, unsafe="unsafe" in setup))
+        report = asyncio.run(behind_the_wall(orders, program, unsafe="unsafe" in setup))
         return report | {
             "left_behind": {path.name: path.read_text() if path.is_file() else "" for path in directory.iterdir()}
         }
 
 
 if __name__ == "__main__":
-    if sys.argv[1] != "control":
-        weaken(sys.argv[1])
+    kind, _, workers = sys.argv[1].partition(":")
+    if kind != "control":
+        weaken(kind)
     with tempfile.TemporaryDirectory() as scratch:
-        print(json.dumps(main(sys.argv[1], sys.argv[2:], Path(scratch))))
+        print(json.dumps(main(kind, workers or "tests.escape.attacks", sys.argv[2:], Path(scratch))))

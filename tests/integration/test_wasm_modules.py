@@ -1,0 +1,192 @@
+"""Modules made elsewhere: what is refused when they are deployed, and WASI commands that read, write and attack."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import wasmtime
+
+from engines.contract import Outcome
+from engines.runtimes import ModuleRefused
+from engines.wasm.engine import MAX_MODULE_BYTES
+from engines.wasm.wasi import BADF, FAULT, INVAL, SIGNATURES, SPIPE
+from tests.fix_sandbox import MIB
+from tests.fix_wasm_engine import ECHO, LIMITS, Bench, command, said
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def wat(text: str) -> bytes:
+    return bytes(wasmtime.wat2wasm(text))
+
+
+START = '(func (export "_start"))'
+MEMORY = '(memory (export "memory") 1)'
+
+
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [
+        pytest.param(b"", "does not begin with its magic number", id="empty"),
+        pytest.param(b"\x7fELF" + bytes(100), "does not begin with its magic number", id="another format"),
+        pytest.param(b"\0asm\x0d\0\1\0", "does not begin with its magic number and version 1", id="component"),
+        pytest.param(b"\0asm\1\0\0\0\x01\xff\xff", "no valid module", id="cut short"),
+        pytest.param(b"\0asm\1\0\0\0" + bytes(MAX_MODULE_BYTES), "at most 2097152", id="too large"),
+        pytest.param(wat(f'(module (import "env" "f" (func)) {MEMORY} {START})'), "imports env.f,", id="import"),
+        pytest.param(
+            wat(f'(module (import "wasi_snapshot_preview1" "exec" (func)) {MEMORY} {START})'),
+            "imports wasi_snapshot_preview1.exec,",
+            id="unknown function",
+        ),
+        pytest.param(wat(f"(module {START})"), "a memory called memory", id="no memory"),
+        pytest.param(wat(f"(module {MEMORY})"), "a function called _start", id="no start"),
+        pytest.param(wat(f'(module (memory (export "memory") 5000) {START})'), "5000 pages", id="large memory"),
+        pytest.param(wat(f"(module (memory i64 1) {START})"), "no valid module", id="memory64"),
+        pytest.param(wat(f"(module (memory 1 2 shared) {START})"), "no valid module", id="shared memory"),
+        pytest.param(
+            wat('(module (import "atlas_engine_v1" "exec" (func)) (func (export "atlas_init")))'),
+            "imports atlas_engine_v1.exec,",
+            id="unknown function of the engine",
+        ),
+    ],
+)
+async def test_what_cannot_run_is_refused_and_why(bench: Bench, module: bytes, why: str) -> None:
+    with pytest.raises(ModuleRefused) as caught:
+        await bench.engine.accept(module)
+    assert why in str(caught.value)
+
+
+async def test_a_command_reads_its_input_and_writes_its_answer(bench: Bench) -> None:
+    module = command(ECHO)
+    assert (await bench.engine.accept(module)).code == module
+    result = await bench.run(module, {"text": "ä", "n": [1, 2.5, None]})
+    assert (result.outcome, json.loads(result.value)) == (Outcome.OK, {"text": "ä", "n": [1, 2.5, None]})
+    assert (result.metrics.fuel_consumed, result.metrics.memory_bytes) == (21, 65536)
+
+
+async def test_what_it_says_on_stderr_is_its_log(bench: Bench) -> None:
+    result = await bench.run(command(said('"one\\ntwo"', fd=2), imports=("fd_write",)))
+    assert result.outcome is Outcome.EXCEPTION
+    assert result.error is not None
+    assert "stdout is no JSON text. It is empty" in result.error.message
+    assert [line.text for line in result.logs] == ['"one\\ntwo"']
+
+
+@pytest.mark.parametrize("text", ["hello", "[1,", "NaN", "1 2", "\ufeff1"])
+async def test_an_answer_that_is_no_json_is_the_modules_fault(bench: Bench, text: str) -> None:
+    result = await bench.run(command(said(text), imports=("fd_write",)))
+    assert result.outcome is Outcome.EXCEPTION
+    assert result.error is not None
+    assert result.error.name == "OutputError"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("(call $proc_exit (i32.const 3))", "The module ended with exit code 3"),
+        ("unreachable", "wasm `unreachable` instruction executed"),
+        ("(drop (i32.load (i32.const -4)))", "out of bounds memory access"),
+        ("(drop (i32.div_s (i32.const 1) (i32.const 0)))", "integer divide by zero"),
+    ],
+)
+async def test_a_command_that_fails(bench: Bench, body: str, message: str) -> None:
+    result = await bench.run(command(body, imports=("proc_exit",)))
+    assert (result.outcome, result.error and result.error.message) == (Outcome.EXCEPTION, message)
+
+
+@pytest.mark.parametrize(
+    ("body", "memory", "outcome"),
+    [
+        ("(loop $l (br $l))", "1", Outcome.FUEL_LIMIT),
+        ("(loop $l (br_if $l (i32.ge_s (memory.grow (i32.const 1)) (i32.const 0)))) unreachable", "1", "memory_limit"),
+        ("call 0) (func $again call $again", "1", Outcome.OK),
+        ("", "1000", Outcome.MEMORY_LIMIT),
+        ("(loop $l (drop (call $fd_write (i32.const 1) (i32.const 8) (i32.const 1) (i32.const 0))) (br $l))", "16", ""),
+    ],
+)
+async def test_commands_have_the_same_limits(bench: Bench, body: str, memory: str, outcome: str) -> None:
+    if not outcome:  # a megabyte at a time
+        body = f"(i32.store (i32.const 12) (i32.const 1000000)) {body}"
+        result = await bench.run(command(body, imports=("fd_write",), memory=memory))
+        assert result.outcome is Outcome.RESULT_LIMIT, result
+        assert result.limit is not None
+        assert result.limit.used > LIMITS.result_bytes
+        return
+    if "again" in body:
+        result = await bench.run(wat(f'(module {MEMORY} (func $f (export "_start") call $f))'))
+        assert result.outcome is Outcome.STACK_LIMIT, result
+        return
+    result = await bench.run(command(body, imports=(), memory=memory))
+    assert result.outcome == outcome, result
+
+
+HOSTILE = [
+    ("fd_write", "(i32.const 1) (i32.const -8) (i32.const 1) (i32.const 0)", FAULT),
+    ("fd_write", "(i32.const 1) (i32.const 65528) (i32.const 2) (i32.const 0)", FAULT),
+    ("fd_write", "(i32.const 1) (i32.const 0) (i32.const -1) (i32.const 0)", INVAL),
+    ("fd_write", "(i32.const 1) (i32.const 0) (i32.const 2147483647) (i32.const 0)", INVAL),
+    ("fd_write", "(i32.const 1) (i32.const 512) (i32.const 1) (i32.const 0)", FAULT),  # its vector points far away
+    ("fd_read", "(i32.const 0) (i32.const 512) (i32.const 1) (i32.const -1)", FAULT),
+    ("fd_read", "(i32.const 3) (i32.const 0) (i32.const 1) (i32.const 0)", BADF),
+    ("fd_write", "(i32.const 0) (i32.const 0) (i32.const 1) (i32.const 0)", BADF),
+    ("fd_seek", "(i32.const 0) (i64.const -1) (i32.const 9) (i32.const -1)", SPIPE),
+    ("clock_time_get", "(i32.const 0) (i64.const 0) (i32.const 65529)", FAULT),
+    ("clock_time_get", "(i32.const 99) (i64.const 0) (i32.const 0)", INVAL),
+    ("random_get", "(i32.const 65535) (i32.const 2)", FAULT),
+    ("random_get", "(i32.const 0) (i32.const -1)", FAULT),
+    ("args_sizes_get", "(i32.const 65533) (i32.const 0)", FAULT),
+    ("environ_sizes_get", "(i32.const 0) (i32.const -1)", FAULT),
+    ("poll_oneoff", "(i32.const -1) (i32.const 0) (i32.const 1) (i32.const 0)", FAULT),
+    ("poll_oneoff", "(i32.const 0) (i32.const 0) (i32.const -1) (i32.const 0)", INVAL),
+    ("poll_oneoff", "(i32.const 0) (i32.const 65520) (i32.const 1) (i32.const 0)", FAULT),
+    ("fd_fdstat_get", "(i32.const 1) (i32.const 65535)", FAULT),
+    ("fd_filestat_get", "(i32.const 1) (i32.const 65535)", FAULT),
+    ("fd_prestat_get", "(i32.const 3) (i32.const -1)", BADF),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "errno"), HOSTILE)
+async def test_pointers_out_of_memory_are_an_error_of_the_call(
+    bench: Bench, name: str, arguments: str, errno: int
+) -> None:
+    body = f"""(i32.store (i32.const 512) (i32.const -16)) (i32.store (i32.const 516) (i32.const 64))
+        (call $proc_exit (call ${name} {arguments}))"""
+    result = await bench.run(command(body, imports=(name, "proc_exit")))
+    assert result.error is not None, result
+    assert result.error.message == f"The module ended with exit code {errno}"
+
+
+@pytest.mark.parametrize("name", [name for name in SIGNATURES if name not in ("proc_exit", "sched_yield")])
+async def test_every_call_survives_the_worst_arguments(bench: Bench, name: str) -> None:
+    worst = " ".join(f"({'i64' if kind == 'I' else 'i32'}.const -1)" for kind in SIGNATURES[name])
+    body = f"(drop (call ${name} {worst})) {said('7')}"
+    result = await bench.run(command(body, imports=(name, *({"fd_write"} - {name}))))
+    assert result.value == b"7", result
+
+
+async def test_time_moves_by_what_the_module_sleeps_and_by_nothing_else(bench: Bench) -> None:
+    body = """(i32.store8 (i32.const 8) (i32.const 0)) (i32.store (i32.const 16) (i32.const 1))
+        (i64.store (i32.const 24) (i64.const 60000000000))
+        (drop (call $poll_oneoff (i32.const 0) (i32.const 64) (i32.const 1) (i32.const 128)))
+        (drop (call $clock_time_get (i32.const 1) (i64.const 0) (i32.const 136)))
+        (call $proc_exit (i32.wrap_i64 (i64.div_u (i64.load (i32.const 136)) (i64.const 1000000000))))"""
+    result = await bench.run(command(body, imports=("poll_oneoff", "clock_time_get", "proc_exit")))
+    assert result.error is not None
+    assert result.error.message == "The module ended with exit code 60"
+    assert result.metrics.wall_ms < 1_000
+
+
+async def test_random_bytes_follow_from_module_input_and_project(bench: Bench) -> None:
+    body = """(drop (call $random_get (i32.const 0) (i32.const 4)))
+        (call $proc_exit (i32.and (i32.load (i32.const 0)) (i32.const 0x7fffffff)))"""
+    module = command(body, imports=("random_get", "proc_exit"))
+    first, second = bench.program(module), bench.program(module)
+    ends = [(await bench.run(program, value)).error for program, value in ((first, 1), (second, 1), (first, 2))]
+    ends.append((await bench.run(bench.program(module, project="another"), 1)).error)
+    assert ends[0] == ends[1]
+    assert len(set(ends)) == 3
+
+
+async def test_raw_input_arrives_as_it_is(bench: Bench) -> None:
+    result = await bench.run(command(ECHO), raw=b'["\xc3\xa4"]', kind="bytes", limits=replace(LIMITS, memory_bytes=MIB))
+    assert result.value == b'["\xc3\xa4"]'

@@ -19,7 +19,7 @@ class ModuleRefused(Exception):
 
 
 class EngineNotReady(Exception):
-    """The engine itself is still being built, which is done once; the message says so in a sentence to its caller."""
+    """The engine itself is still being built, or did not start; the message says so in a sentence for its caller."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

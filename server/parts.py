@@ -5,16 +5,23 @@ They start in the order of dependence and end in the reverse of it, whatever fai
 
 import asyncio
 import os
+import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Final, TypedDict
 from urllib.parse import urlsplit
 
 from engines.build import build
 from engines.contract import Engine
+from engines.deno.engine import Deno
+from engines.lazy import Lazy
+from engines.node.engine import Node
 from engines.quickjs.engine import QuickJS
 from engines.runtimes import Runtime
+from engines.v8.builtins import BUILTINS
+from engines.wasm.engine import Wasm
 from server.events.bus import EventBus
 from server.functions.artifacts import Artifacts
 from server.functions.catalog import Catalog
@@ -49,6 +56,16 @@ SAMPLE_S: Final = 1.0
 
 NEEDED: Final = ("master_key", "database_url", "tenant_database_url", "redis_url", "nats_url")
 """Settings without which nothing of this can start."""
+
+
+MOST_V8: Final = 16
+"""Node and Deno children of one process: each has some 13 MB of its own before it does anything."""
+
+
+class _Bounds(TypedDict):
+    max_children_per_project: int
+    queue_ms: int
+    unsafe: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,14 +191,28 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
 
 
 async def _start_runtimes(settings: Settings, stack: AsyncExitStack) -> dict[str, Runtime]:
-    quickjs = QuickJS(
-        spares=settings.sandbox_spares or len(os.sched_getaffinity(0)) + 2,
-        max_children=settings.sandbox_max_children,
-        max_children_per_project=settings.sandbox_max_children_per_project,
-        queue_ms=settings.functions_queue_ms,
-        unsafe=settings.unsafe_sandbox,
+    """QuickJS is ready when this returns; the others start when they are first used."""
+    bounds: _Bounds = {
+        "max_children_per_project": settings.sandbox_max_children_per_project,
+        "queue_ms": settings.functions_queue_ms,
+        "unsafe": settings.unsafe_sandbox,
+    }
+    most = settings.sandbox_max_children
+    quickjs = QuickJS(spares=settings.sandbox_spares or len(os.sched_getaffinity(0)) + 2, max_children=most, **bounds)
+    wasm = Wasm(
+        cache_dir=settings.engine_cache_dir.absolute(),
+        secret=bytes.fromhex(settings.master_key),
+        javy=settings.javy or shutil.which("javy") or "",
+        max_children=most,
+        **bounds,
     )
-    runtimes = {"quickjs": Runtime(engine=quickjs, build=build)}
+    build_for_v8 = partial(build, builtins=BUILTINS)
+    runtimes = {
+        "quickjs": Runtime(engine=quickjs, build=build),
+        "wasm": Runtime(engine=wasm, build=wasm.build, accept=wasm.accept, standalone=wasm.standalone),
+        "node": Runtime(engine=Lazy(Node(max_children=min(most, MOST_V8), **bounds)), build=build_for_v8),
+        "deno": Runtime(engine=Lazy(Deno(max_children=min(most, MOST_V8), **bounds)), build=build_for_v8),
+    }
     for runtime in runtimes.values():
         stack.push_async_callback(runtime.engine.close)
         await runtime.engine.start()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -12,9 +13,12 @@ import pytest_asyncio
 
 from engines.build import Built, Language, build
 from engines.contract import BodyKind, Host, Invocation, Limits, Program, Result
+from engines.deno.engine import Deno
+from engines.node.engine import Node
 from engines.quickjs.engine import QuickJS
 from engines.runtimes import Runtime
 from engines.sourcemap import translate_stack
+from engines.v8.builtins import BUILTINS
 from tests.fix_sandbox import Silence
 from tests.fix_wasm_engine import wasm_engine
 
@@ -104,7 +108,20 @@ def _wasm(cache: Path) -> Runtime:
     return Runtime(engine=engine, build=engine.build, accept=engine.accept, standalone=engine.standalone)
 
 
-RUNTIMES: Final[dict[str, Callable[[Path], Runtime]]] = {"quickjs": _quickjs, "wasm": _wasm}
+def _node(cache: Path) -> Runtime:
+    return Runtime(engine=Node(max_children=8, max_children_per_project=6), build=partial(build, builtins=BUILTINS))
+
+
+def _deno(cache: Path) -> Runtime:
+    return Runtime(engine=Deno(max_children=8, max_children_per_project=6), build=partial(build, builtins=BUILTINS))
+
+
+RUNTIMES: Final[dict[str, Callable[[Path], Runtime]]] = {
+    "quickjs": _quickjs,
+    "wasm": _wasm,
+    "node": _node,
+    "deno": _deno,
+}
 WITH_HOST: Final = [name for name in RUNTIMES if name != "wasm"]
 """Runtimes that have `atlas.*`."""
 

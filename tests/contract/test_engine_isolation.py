@@ -2,15 +2,17 @@
 """What one invocation, function or project leaves behind for another: what `warm` promises and nothing else."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from engines.contract import Outcome
-from tests.fix_engines import Site
+from tests.fix_engines import LIMITS, Site
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 COUNTER = "let calls = 0; export default () => ++calls"
+SHORT = replace(LIMITS, wall_ms=1_000, cpu_ms=1_000)
 OTHER_PROJECT = "00000000-0000-4000-8000-000000000002"
 
 
@@ -65,12 +67,15 @@ async def test_a_program_can_only_fool_itself(site: Site, source: str) -> None:
     hostile = await site.deploy(f"{source}; export default async (input) => {{ await null; return input }}")
     honest = await site.deploy("export default (input) => input")
     for number in range(2):
-        result = await hostile({"n": number})
+        result = await hostile({"n": number}, limits=SHORT)
         assert result.outcome in (
             Outcome.OK,
             Outcome.EXCEPTION,
             Outcome.LOAD_FAILED,
             Outcome.NEVER_SETTLES,
             Outcome.CRASHED,
+            Outcome.WALL_LIMIT,
+            Outcome.CPU_LIMIT,
+            Outcome.FUEL_LIMIT,
         )
         assert json.loads((await honest({"n": number})).value) == {"n": number}

@@ -9,12 +9,14 @@ import pytest_asyncio
 import wasmtime
 
 from engines.contract import BodyKind, Host, Invocation, Limits, Program, Result
+from engines.wasm import javy
 from engines.wasm.engine import Wasm
 from engines.wasm.wasi import SIGNATURES
 from tests.fix_sandbox import MIB, Silence, is_alive, open_descriptors
 from tests.fix_wasm import CACHE_DIR
 
 SECRET = b"a secret of the tests, 32 bytes."
+REAL_JAVY = javy.find("")
 LIMITS = Limits(wall_ms=5_000, cpu_ms=5_000, memory_bytes=16 * MIB, fetch_calls=0, fuel=1_000_000_000)
 
 
@@ -103,3 +105,10 @@ async def bench(wasm_image: object) -> AsyncIterator[Bench]:
         await engine.close()
     assert not any(map(is_alive, pids))
     assert open_descriptors() <= descriptors
+
+
+def pytest_report_header() -> str:
+    """Says how much of Javy the tests have seen."""
+    return (
+        f"javy: {REAL_JAVY or 'none here: its command line and envelope are tested by a stand-in, its modules are not'}"
+    )

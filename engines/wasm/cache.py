@@ -69,9 +69,12 @@ class Cache:
         return found
 
     async def put(self, path: Path, compiled: Compiled) -> None:
-        """Keep it. Raises OSError and ValueError when it cannot be kept on disk; it is in memory then."""
+        """Keep it. Where it cannot be kept on disk, which is logged, it is kept in memory."""
         self._remember(path, compiled)
-        await asyncio.to_thread(self._store, path, compiled)
+        try:
+            await asyncio.to_thread(self._store, path, compiled)
+        except (OSError, ValueError) as why:
+            log.error("A compiled module is not kept: %s: %s", path, why, extra={"action": "cache_failed"})
 
     def _load(self, path: Path) -> Compiled | None:
         try:

@@ -7,6 +7,7 @@ when the call began and moves only as the program waits. Chance is one too, it f
 fuel that a call consumes is the same number wherever and however often it runs.
 """
 
+import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,8 @@ from engines.wasm.native import Native, module_of
 from engines.wasm.startup import Startup
 from engines.zygote import Zygote
 
+log = logging.getLogger(__name__)
+
 MAX_MODULE_BYTES: Final = 2 * 1024 * 1024
 KIND: Final = Kind(base_bytes=48 * MIB, is_apart=True)
 
@@ -34,7 +37,7 @@ KIND: Final = Kind(base_bytes=48 * MIB, is_apart=True)
 class Wasm:
     """`cache_dir` holds the image and compiled modules, which `secret` proves to be ours.
 
-    `javy`: path of the binary that compiles JavaScript in place of our own compiler; "" for none. Whoever needs the
+    `javy`: the binary that compiles JavaScript in place of our own compiler, see engines.wasm.javy.find. Who needs the
     engine while its image is being built waits `patience_s` for it, and then gets EngineNotReady. The rest is as for
     any Supervisor; the first use starts it, from the main thread.
     """
@@ -65,11 +68,13 @@ class Wasm:
             kind=KIND,
         )
         self._javy = javy
+        self._compiler = f"javy: {javy}" if javy else "atlas; there is no javy"
         self._native = Native(cache, secret)
         self._startup = Startup(cache_dir, cache, supervisor, launch=launch, unsafe=unsafe, patience_s=patience_s)
 
     async def start(self) -> None:
         """Begin to build the image where it is not there yet. Returns at once."""
+        log.info("JavaScript becomes Wasm by %s", self._compiler, extra={"action": "wasm_compiler"})
         self._startup.begin()
 
     async def invoke(self, program: Program, invocation: Invocation, limits: Limits, host: Host) -> Result:
@@ -131,8 +136,7 @@ class Wasm:
         await self._startup.close()
 
     def report(self) -> dict[str, object]:
-        compiler = f"javy: {self._javy}" if self._javy else "atlas; no javy is configured"
-        told: dict[str, object] = {"state": self._startup.state, "compiler": compiler}
+        told: dict[str, object] = {"state": self._startup.state, "compiler": self._compiler}
         if (running := self._startup.now) is not None:
             told |= running.supervisor.report()
         return told

@@ -10,6 +10,7 @@ Javy is a native program that reads the author's text and runs nothing of it; it
 import asyncio
 import contextlib
 import resource
+import shutil
 import tempfile
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen
@@ -31,6 +32,11 @@ OPTIONS: Final = (
 )  # fmt: skip
 _WRAPPER: Final = Path(__file__).with_name("javy_wrapper.js")
 _USER: Final = "__atlas_user"
+
+
+def find(configured: str) -> str:
+    """The javy to use: the configured one, or that on PATH; "" when there is none."""
+    return configured or shutil.which("javy") or ""
 
 
 def made(module: bytes) -> bool:

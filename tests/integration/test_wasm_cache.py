@@ -86,6 +86,15 @@ async def test_an_entry_is_good_for_its_name_and_its_secret_only(tmp_path: Path)
     assert await Cache(tmp_path, b"another secret").get(path) is None
 
 
+async def test_where_nothing_can_be_kept_memory_serves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "compiled").touch()
+    cache = Cache(tmp_path, SECRET)
+    path = cache.path("project", SHA)
+    await cache.put(path, MADE)
+    assert await cache.get(path) == MADE
+    assert [record.__dict__["action"] for record in caplog.records] == ["cache_failed"]
+
+
 @pytest.mark.parametrize("project", ["..", "a/b", "", "x" * 300, "é"])
 async def test_no_project_gets_out_of_the_cache(tmp_path: Path, project: str) -> None:
     cache = Cache(tmp_path, SECRET)

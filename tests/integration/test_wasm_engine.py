@@ -25,6 +25,13 @@ HASH = """export default function (input) {
 }"""
 
 
+SPECIFIED = (
+    'export default function(input) { return { hash: input.data.split("")'
+    ".reduce((a,b) => ((a << 5) - a) + b.charCodeAt(0), 0) }; }"
+)
+LONG = "a much longer text that overflows"
+
+
 async def test_fuel_is_one_number_over_a_thousand_runs_and_two_engines(bench: Bench) -> None:
     program = await bench.script(HASH)
     value = {"text": "the same text every time"}
@@ -37,6 +44,12 @@ async def test_fuel_is_one_number_over_a_thousand_runs_and_two_engines(bench: Be
         await other.close()
     assert len(fuel) == 1
     assert None not in fuel
+
+
+@pytest.mark.parametrize(("data", "hash_"), [("", 0), ("hello", 99162322), (LONG, 11769323144)])
+async def test_the_hash_calculator_of_the_specification(bench: Bench, data: str, hash_: int) -> None:
+    result = await bench.run(SPECIFIED, {"data": data})
+    assert json.loads(result.value) == {"hash": hash_}
 
 
 async def test_the_result_and_what_it_took(bench: Bench) -> None:

@@ -50,8 +50,8 @@ lock: setup ## Pin the newest versions that fit, with hashes (needs uv)
 	    --no-emit-index-url --no-emit-find-links $$@ pyproject.toml -o $$out --upgrade -q; done
 	$(NPM) install --package-lock-only --omit-lockfile-registry-resolved
 
-setup: .venv/.run .venv/.npm .venv/.guest
-setup-dev: .venv/.dev .venv/.npm .venv/.guest
+setup: .venv/.run .venv/bin/atlas .venv/.npm .venv/.guest
+setup-dev: .venv/.dev .venv/bin/atlas .venv/.npm .venv/.guest
 
 # Another Python was asked for than .venv has.
 ifneq ($(origin PYTHON),file)
@@ -66,6 +66,11 @@ endif
 	@$(PYTHON) -m venv --clear .venv
 	@cd .venv/lib/python3*/site-packages && printf '%s\n' ../../../.. ../../../../gen > atlas-checkout.pth
 	@touch $@
+
+# As pip would make it of [project.scripts], but for any path of the checkout, also after it was moved.
+.venv/bin/atlas: Makefile | .venv/.made
+	@printf '%s\n' '#!/bin/sh' 'exec "$$(dirname -- "$$(readlink -f -- "$$0")")/python" -P -m server.cli "$$@"' > $@
+	@chmod +x $@
 
 .venv/.run: .venv/.made lock/run.txt
 	@echo "· installing dependencies"

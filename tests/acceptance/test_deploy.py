@@ -74,11 +74,18 @@ def test_source_that_cannot_run_is_a_400_that_says_where(rest: Rest, source: str
     assert rest.invoke("refused").status_code == 404
 
 
-def test_runtimes_to_come_are_unimplemented_and_say_so(rest: Rest) -> None:
-    for runtime in ("wasm", "node", "deno"):
-        status, body = deploy(rest, runtime=runtime)
-        assert (status, body["error"]["code"]) == (501, "unimplemented")
-        assert runtime in body["error"]["message"]
+@pytest.mark.parametrize("runtime", ["quickjs", "wasm", "node", "deno"])
+def test_every_runtime_of_the_specification_deploys_and_runs(rest: Rest, runtime: str) -> None:
+    source = "export default async (input, ctx) => ({ sum: input.a + input.b, slug: ctx.request.path })"
+    status, body = deploy(rest, runtime=runtime, slug=f"on-{runtime}", source=source)
+    assert status == 200, body
+    assert body["runtime"] == runtime
+    assert body["entrypoint"] == f"on-{runtime}." + ("wasm" if runtime == "wasm" else "js")
+    answer = rest.invoke(f"on-{runtime}/below", {"a": 1, "b": 2})
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    assert told["result"] == {"sum": 3, "slug": "/below"}
+    assert ("fuel_consumed" in told["metrics"]) == (runtime == "wasm")
 
 
 def test_typescript(rest: Rest) -> None:

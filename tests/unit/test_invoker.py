@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from engines.contract import Limits, LogLine, Outcome, Result, ScriptError
+from engines.runtimes import EngineNotReady
 from engines.sourcemap import MOST_PLACES, finish_map
 from server.errors import FunctionFailed, Unavailable
 from server.functions.concurrency import NoSlot
@@ -163,6 +164,20 @@ async def test_a_fault_of_ours_is_recorded_without_its_text() -> None:
     assert record.outcome == "crashed"
     assert record.error is not None
     assert (record.error.reason, "secret" in record.error.message) == ("INTERNAL_FAULT", False)
+
+
+async def test_a_run_whose_engine_is_not_ready_is_told_and_recorded_as_not_started() -> None:
+    async def not_ready() -> Result:
+        raise EngineNotReady("The engine is being built")
+
+    bench = Bench(not_ready)
+    with pytest.raises(Unavailable, match="being built") as raised:
+        await bench.invoker.invoke(CALL)
+    (record,) = bench.records
+    assert raised.value.metadata["run_id"] == CALL.run_id
+    assert record.outcome == "overloaded"
+    assert record.error is not None
+    assert record.error.reason == "RUNTIME_NOT_READY"
 
 
 async def test_the_functions_settings_lower_the_tiers_limits() -> None:

@@ -119,10 +119,9 @@ async def _probe_sandbox(started: Parts) -> Probe:
     return probe
 
 
-async def _add_services(boundary: Boundary, started: Parts, stack: AsyncExitStack) -> None:
+async def _add_services(boundary: Boundary, started: Parts, tail: Tail, stack: AsyncExitStack) -> None:
     queue = AsyncRuns(started.pool, started.changes, started.catalog, started.recorder)
-    idempotency, tail = Idempotency(started.pool), Tail(started.bus)
-    stack.push_async_callback(tail.close)
+    idempotency = Idempotency(started.pool)
     stack.push_async_callback(idempotency.close)
     await idempotency.start()
     reader = Reader(started.pool, started.peers, queue)
@@ -156,7 +155,9 @@ async def _serve(started: Parts, extra: Services, stack: AsyncExitStack, stoppin
             ("grpc.absolute_max_metadata_size", MAX_HEADERS_BYTES),
         ],
     )
-    await _add_services(Boundary(server, gate, started.metrics), started, stack)
+    tail = Tail(started.bus)
+    stack.push_async_callback(tail.close)
+    await _add_services(Boundary(server, gate, started.metrics), started, tail, stack)
     standard_health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(standard_health, server)
     services = sorted({method.split("/")[1] for method in METHODS})
@@ -178,6 +179,7 @@ async def _serve(started: Parts, extra: Services, stack: AsyncExitStack, stoppin
         number = await stopping
         log.info("api.draining", "Finishing what runs, taking nothing new")
         await standard_health.enter_graceful_shutdown()
+        await tail.close()
         if number is signal.SIGTERM:
             await asyncio.sleep(DRAIN_NOTICE_S)
     finally:

@@ -29,7 +29,7 @@ from engines.contract import (
 from engines.runtimes import EngineNotReady
 from engines.sourcemap import CODE_FILE, MOST_PLACES, translate_stack
 from server.clock import Clock, SystemClock
-from server.errors import Unimplemented
+from server.errors import AtlasError, Unavailable, Unimplemented
 from server.functions.catalog import Catalog, Resolved
 from server.functions.compiling import not_ready
 from server.functions.concurrency import NoSlot, Slots
@@ -133,6 +133,12 @@ class Invoker:
                 result = await self._running.guard(run, self._run(call, resolved, observed.span))
             except asyncio.CancelledError:
                 self._sink.add(cancelled(run, at=self._clock.now()))
+                raise
+            except AtlasError as why:  # it could not even be started
+                outcome = Outcome.OVERLOADED if isinstance(why, Unavailable) else Outcome.LOAD_FAILED
+                told = RunError(reason=why.reason, message=why.message)
+                self._sink.add(finished(run, Result(outcome=outcome), told, at=self._clock.now()))
+                why.metadata["run_id"] = call.run_id
                 raise
             except Exception:
                 self._sink.add(finished(run, FAULT, FAULT_TOLD, at=self._clock.now()))

@@ -1,7 +1,8 @@
 """Compiled modules: native code, in memory and on disk, written by us alone and by nobody else believed.
 
-    CACHE_DIR/<project>/<sha256 of the module>.<what compiled it>.cwasm     32 bytes MAC, 8 bytes form, native code
+    CACHE_DIR/compiled/<project>/<sha256 of the module>.<how and for whom>.cwasm     MAC[32], form[8], native code
 
+The name holds all that native code depends on: Wasmtime, its settings, the processor; and whose secret vouches for it.
 An entry that is not ours to the last bit (another owner, a writable mode, a wrong MAC) is removed and reported, and the
 module compiled again. A project keeps MAX_FILES; the least recently used go.
 """
@@ -49,7 +50,7 @@ class Cache:
     def __init__(self, directory: Path, secret: bytes) -> None:
         self._directory = directory
         self._key = hashlib.blake2b(b"compiled modules", key=secret[:64]).digest()
-        settings = repr((sorted(SETTINGS.items()), platform.machine(), _cpu()))
+        settings = repr((sorted(SETTINGS.items()), platform.machine(), _cpu(), hashlib.sha256(self._key).digest()))
         self._compiler = f"wt{version('wasmtime')}.{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
         self._recent: OrderedDict[Path, Compiled] = OrderedDict()
         self._recent_bytes = 0

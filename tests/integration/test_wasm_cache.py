@@ -83,7 +83,9 @@ async def test_an_entry_is_good_for_its_name_and_its_secret_only(tmp_path: Path)
         other.parent.mkdir(mode=0o700, exist_ok=True)
         os.link(path, other)
         assert await Cache(tmp_path, SECRET).get(other) is None
-    assert await Cache(tmp_path, b"another secret").get(path) is None
+    stranger = Cache(tmp_path, b"another secret")
+    assert stranger.path("project", SHA) != path  # two services may share a directory
+    assert await stranger.get(path) is None
 
 
 async def test_where_nothing_can_be_kept_memory_serves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

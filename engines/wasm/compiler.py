@@ -9,7 +9,7 @@ from engines.contract import Invocation, Limits, Outcome, Program, Result
 from engines.frames import LENGTH, MAX_PAYLOAD_BYTES
 from engines.keeper import Launch
 from engines.kind import MIB, Kind
-from engines.runtimes import ModuleRefused
+from engines.runtimes import EngineNotReady, ModuleRefused
 from engines.supervisor import Supervisor
 from engines.wasm.cache import Compiled
 
@@ -38,7 +38,7 @@ class Refused(ModuleRefused):
         self.name, self.stack = name, stack
 
 
-class Busy(Exception):
+class Busy(EngineNotReady):
     """No compiler was free for too long."""
 
 

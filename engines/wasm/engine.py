@@ -22,7 +22,7 @@ from engines.runtimes import ModuleRefused
 from engines.supervisor import Supervisor
 from engines.wasm import artifact, binary, javy
 from engines.wasm.cache import Cache
-from engines.wasm.compiler import Busy, Refused
+from engines.wasm.compiler import Refused
 from engines.wasm.diagnosis import compile_error
 from engines.wasm.native import Native, module_of
 from engines.wasm.startup import Startup
@@ -82,7 +82,7 @@ class Wasm:
         running = self._startup.now or await self._startup.running()
         try:
             loadable = await self._native.loadable(program, running)
-        except (Refused, Busy) as why:
+        except Refused as why:
             return _unloadable(why)
         return await running.supervisor.invoke(loadable, invocation, limits, host)
 
@@ -91,7 +91,7 @@ class Wasm:
         running = await self._startup.running()
         try:
             loadable = await self._native.loadable(program, running, check_fuel=limits.fuel)
-        except (Refused, Busy) as why:
+        except Refused as why:
             return _unloadable(why)
         return await running.supervisor.check(loadable, limits)
 
@@ -147,7 +147,5 @@ class Wasm:
         return running.supervisor.pids() if running is not None else []
 
 
-def _unloadable(why: Exception) -> Result:
-    if isinstance(why, Busy):
-        return Result(outcome=Outcome.OVERLOADED, error=ScriptError(name="CompilerBusy", message=str(why)))
+def _unloadable(why: Refused) -> Result:
     return Result(outcome=Outcome.LOAD_FAILED, error=ScriptError(name="ModuleRefused", message=str(why)))

@@ -47,8 +47,8 @@ from server.runs.running import Running
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
 from server.telemetry.numbers import Numbers
+from server.telemetry.tracers import tracer
 from server.telemetry.tracing import Tracer
-from server.telemetry.tracing import tracer as make_tracer
 
 log = logger("parts")
 
@@ -123,8 +123,8 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
     """
     metrics = Metrics(Numbers(settings.metrics_dir, role))
     stack.callback(metrics.numbers.close)
-    tracer = make_tracer(settings, role)
-    stack.push_async_callback(tracer.close)
+    tracing = tracer(settings, role)
+    stack.push_async_callback(tracing.close)
     runtimes = await _start_runtimes(settings, stack)
 
     pool = await stack.enter_async_context(open_pool(settings.database_url))
@@ -174,7 +174,7 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
         bus=bus,
         changes=changes,
         metrics=metrics,
-        tracer=tracer,
+        tracer=tracing,
         slots=slots,
         recorder=recorder,
         running=running,

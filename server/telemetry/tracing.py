@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Final
 
-from server.settings import Settings
 from server.telemetry.correlation import TraceParent
 
 Attributes = Mapping[str, str | bool | int | float]
@@ -64,12 +63,3 @@ class Tracer:
 
     async def close(self) -> None:
         """Send what was recorded, for at most 2 s."""
-
-
-def tracer(settings: Settings, role: str) -> Tracer:
-    """The process's tracer; `role` (api, worker) is told as `atlas.process.role`."""
-    if not settings.otlp_endpoint:
-        return Tracer()
-    from server.telemetry.otlp import RecordingTracer
-
-    return RecordingTracer(settings.otlp_endpoint, role)

@@ -29,7 +29,8 @@ from server.host.fetch import Fetcher
 from server.host.keyvalue import KeyValue
 from server.settings import Settings
 from server.telemetry.correlation import trace_parent
-from server.telemetry.tracing import Tracer, tracer
+from server.telemetry.tracers import tracer
+from server.telemetry.tracing import Tracer
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED = f"00-{TRACE}-{CALLER}-01"
@@ -301,7 +302,7 @@ async def test_a_collector_that_comes_back_is_told_of(
 def test_without_an_endpoint_what_sends_spans_is_not_imported() -> None:
     """Nor what renders metrics before anybody asks: importing either takes 60 ms."""
     program = (
-        "import sys; from server.settings import Settings; from server.telemetry.tracing import tracer;"
+        "import sys; from server.settings import Settings; from server.telemetry.tracers import tracer;"
         "import server.functions.observation, server.telemetry.metrics;"
         "tracer(Settings(), 'api'); print([name for name in sys.modules if name.startswith(('opentelemetry', 'prom'))])"
     )

@@ -11,6 +11,7 @@ import pytest
 
 from engines.contract import Invocation, Limits, Program, Result
 from engines.quickjs.engine import QuickJS
+from engines.supervisor import Supervisor
 
 MIB = 1024 * 1024
 LIMITS = Limits(wall_ms=5_000, cpu_ms=5_000, memory_bytes=32 * MIB, fetch_calls=5)
@@ -62,7 +63,7 @@ def program(code: str, *, project: str = "p", function: str = "f", version: int 
 
 
 async def run(
-    engine: QuickJS, code: str | Program, argument: object = None, *, host: Any = None, limits: Limits = LIMITS
+    engine: Supervisor, code: str | Program, argument: object = None, *, host: Any = None, limits: Limits = LIMITS
 ) -> Result:
     """Invoke it once."""
     what = program(code) if isinstance(code, str) else code
@@ -70,7 +71,7 @@ async def run(
     return await engine.invoke(what, invocation, limits, host or Silence())
 
 
-def children_of(engine: QuickJS) -> dict[int, str]:
+def children_of(engine: Supervisor) -> dict[int, str]:
     """Pid and pool state of every live child."""
     return {link.worker.pid: child.state.value for child, link in engine._links.items()}
 

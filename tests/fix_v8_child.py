@@ -81,15 +81,15 @@ class V8Child(Child):
 
 
 @pytest.fixture(scope="session", params=["node", "deno"])
-def engine(request: pytest.FixtureRequest) -> Engine:
+def v8_name(request: pytest.FixtureRequest) -> Engine:
     name: Engine = request.param
     return name
 
 
 @pytest.fixture
-def v8_child(engine: Engine) -> Iterator[V8Child]:
+def v8_child(v8_name: Engine) -> Iterator[V8Child]:
     """A blank child of each engine."""
-    started = V8Child(engine)
+    started = V8Child(v8_name)
     try:
         yield started
     finally:
@@ -106,12 +106,12 @@ def _lasting(engine: Engine, code: str) -> Iterator[Ask]:
 
 
 @pytest.fixture(scope="module")
-def ask(engine: Engine) -> Iterator[Ask]:
+def ask(v8_name: Engine) -> Iterator[Ask]:
     """Evaluates source in the body of an async function, all in one warm child."""
-    yield from _lasting(engine, EVAL)
+    yield from _lasting(v8_name, EVAL)
 
 
 @pytest.fixture(scope="module")
-def plain(engine: Engine) -> Iterator[Ask]:
+def plain(v8_name: Engine) -> Iterator[Ask]:
     """Evaluates source as a script; its value is what the function returns."""
-    yield from _lasting(engine, PLAIN)
+    yield from _lasting(v8_name, PLAIN)

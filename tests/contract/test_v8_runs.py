@@ -161,11 +161,11 @@ def test_results_up_to_the_limit_pass(plain: Ask) -> None:
     assert len(plain("new Response(new Uint8Array(5 * 1024 * 1024))").body) == 5 * 1024 * 1024
 
 
-def test_warm_keeps_the_module_and_fresh_serves_one_call(engine: Engine, v8_child: V8Child) -> None:
+def test_warm_keeps_the_module_and_fresh_serves_one_call(v8_name: Engine, v8_child: V8Child) -> None:
     counter = "let n = 0; export default () => ++n"
     v8_child.bind(counter)
     assert [v8_child.invoke().value for _ in range(3)] == [1, 2, 3]
-    fresh = V8Child(engine)
+    fresh = V8Child(v8_name)
     try:
         fresh.bind(counter, isolation="fresh")
         assert fresh.invoke().value == 1

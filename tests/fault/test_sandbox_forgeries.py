@@ -69,7 +69,7 @@ FORGERIES: dict[str, Forge] = {
     "header pair": response(["x"]),
     "error of no outcome": lambda inv: error(inv, "nonsense"),
     "error that is ok": lambda inv: error(inv, "ok"),
-    "error for us to say": lambda inv: error(inv, "wall_limit"),
+    "error for us to say": lambda inv: error(inv, "overloaded"),
     "cancelled unasked": lambda inv: error(inv, "cancelled"),
     "error without a name": lambda inv: error(inv, "exception", error={"message": "m"}),
     "error is an array": lambda inv: error(inv, "exception", error=[]),

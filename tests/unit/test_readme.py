@@ -8,6 +8,7 @@ from google.api import annotations_pb2
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from server.settings import Settings, variable
+from server.telemetry.metrics import FAMILIES, RUN_S, WAIT_S
 from server.tiers import MIB, TABLE
 
 FOR_GRPC_CLIENTS = ("InvocationService/Invoke", "RunService/TailRuns")
@@ -42,6 +43,20 @@ def configuration_table() -> str:
             default = f"`./{item.default}`"
         lines.append(f"| `{variable(item.name)}` | {default} | {item.metadata['doc']} |")
     return "\n".join(lines) + "\n"
+
+
+def metrics_table() -> str:
+    lines = ["| Metric | Type | Labels | What |", "|---|---|---|---|"]
+    for family in FAMILIES.values():
+        labels = ", ".join(f"`{label}`" for label in family.labels)
+        lines.append(f"| `{family.name}` | {family.kind} | {labels} | {family.text} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_metrics_table_is_the_codes() -> None:
+    assert section("metrics") == metrics_table(), f"put this into README.md:\n{metrics_table()}"
+    for buckets_s in (RUN_S, WAIT_S):
+        assert " ".join(f"{bound:g}" for bound in buckets_s) in " ".join(README.split())
 
 
 def test_configuration_table_is_the_codes() -> None:

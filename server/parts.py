@@ -5,7 +5,6 @@ They start in the order of dependence and end in the reverse of it, whatever fai
 
 import asyncio
 import os
-import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from engines.node.engine import Node
 from engines.quickjs.engine import QuickJS
 from engines.runtimes import Runtime
 from engines.v8.builtins import BUILTINS
+from engines.wasm import javy
 from engines.wasm.engine import Wasm
 from server.events.bus import EventBus
 from server.functions.artifacts import Artifacts
@@ -60,6 +60,10 @@ NEEDED: Final = ("master_key", "database_url", "tenant_database_url", "redis_url
 
 MOST_V8: Final = 16
 """Node and Deno children of one process: each has some 13 MB of its own before it does anything."""
+
+
+WASM_PATIENCE_S: Final = 60.0
+"""How long a call waits for the Wasm engine to be built: less than Envoy waits for the call."""
 
 
 class _Bounds(TypedDict):
@@ -202,7 +206,8 @@ async def _start_runtimes(settings: Settings, stack: AsyncExitStack) -> dict[str
     wasm = Wasm(
         cache_dir=settings.engine_cache_dir.absolute(),
         secret=bytes.fromhex(settings.master_key),
-        javy=settings.javy or shutil.which("javy") or "",
+        javy=javy.find(settings.javy),
+        patience_s=WASM_PATIENCE_S,
         max_children=most,
         **bounds,
     )

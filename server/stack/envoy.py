@@ -36,7 +36,8 @@ MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
 PRIVILEGED_PORTS: Final = 1024
 
 INVOKE_TIMEOUT_S: Final = 65  # the longest tier's 60 s, and a queue of 5 s
-OTHER_TIMEOUT_S: Final = 30  # a deploy compiles
+DEPLOY_TIMEOUT_S: Final = 90  # it compiles, perhaps after waiting a minute for the Wasm engine to be built
+OTHER_TIMEOUT_S: Final = 30
 
 Route = Mapping[str, object]
 
@@ -111,6 +112,10 @@ def _routes(invoke_timeout_s: float) -> list[Route]:
             "match": {"prefix": "/atlas.functions.v1.InvocationService/"},
             "route": {"cluster": "api", "timeout": f"{invoke_timeout_s}s"},
             "request_headers_to_add": [{**grpc_timeout, "append_action": "ADD_IF_ABSENT"}],
+        },
+        {
+            "match": {"prefix": "/atlas.functions.v1.FunctionService/"},
+            "route": {"cluster": "api", "timeout": f"{DEPLOY_TIMEOUT_S}s", "idle_timeout": f"{DEPLOY_TIMEOUT_S}s"},
         },
         # Streams without an end of their own: tails, Watch and reflection.
         {

@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from engines.wasm.machine import SETTINGS
+from engines.wasm.configuration import SETTINGS
 
 log = logging.getLogger(__name__)
 

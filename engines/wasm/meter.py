@@ -12,7 +12,7 @@ from wasmtime import Engine, Memory, Store, Trap, TrapCode, WasmtimeError
 
 from engines.wasm import alarm
 from engines.wasm.call import NO_LOGS
-from engines.wasm.machine import STACK_BYTES
+from engines.wasm.configuration import STACK_BYTES
 
 T = TypeVar("T")
 

@@ -17,12 +17,8 @@ from typing import Final
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-
 from server.log import logger
+from server.valkey import BlockingConnectionPool, NoBackoff, Redis, RedisError, Retry
 
 log = logger("concurrency")
 

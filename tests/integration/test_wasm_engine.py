@@ -11,8 +11,8 @@ import pytest
 from engines.build import CompileError, build
 from engines.contract import LimitHit, Outcome
 from engines.wasm.compiler import Refused
+from engines.wasm.configuration import STACK_BYTES
 from engines.wasm.diagnosis import compile_error
-from engines.wasm.machine import STACK_BYTES
 from tests.fix_sandbox import MIB, is_alive, until
 from tests.fix_wasm_engine import LIMITS, Bench, wasm_engine
 

@@ -27,6 +27,7 @@ LAYERS = (
         "server.telemetry",
         "server.paging",
         "server.fields",
+        "server.valkey",
     ),
     ("engines",),
 )

@@ -48,8 +48,9 @@ def part(name: str, settings: Settings, log: Path, front: Account | None) -> Par
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Our own environment, with what `up` has decided. A variable of gRPC's that is set goes before ours."""
-    decided = {variable(name): str(getattr(settings, name)) for name in DECIDED}
+    """Our own environment, with what `up` has decided, empty where that is nothing. gRPC's own variables go first."""
+    values = {variable(name): getattr(settings, name) for name in DECIDED}
+    decided = {name: "" if value is None else str(value) for name, value in values.items()}
     paths = (str(ROOT), str(ROOT / "gen"), os.environ.get("PYTHONPATH", ""))
     return {**GRPC, **os.environ, **decided, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 

@@ -65,6 +65,7 @@ def test_an_api_process_gets_what_up_decided_and_keeps_what_a_person_set(monkeyp
     monkeypatch.setenv("ATLAS_ADMIN_KEY", "of the shell")
     monkeypatch.delenv("GRPC_EXPERIMENTS", raising=False)
     decided = api.environment(Settings(admin_key="decided"))
+    assert decided["ATLAS_API_SOCKET"] == decided["ATLAS_METRICS_DIR"] == ""
     assert decided["ATLAS_ADMIN_KEY"] == "decided"
     assert decided["GRPC_EXPERIMENTS"] == api.GRPC["GRPC_EXPERIMENTS"]
     monkeypatch.setenv("GRPC_EXPERIMENTS", "mine")

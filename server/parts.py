@@ -57,6 +57,8 @@ SAMPLE_S: Final = 1.0
 NEEDED: Final = ("master_key", "database_url", "tenant_database_url", "redis_url", "nats_url")
 """Settings without which nothing of this can start."""
 
+WORKER_SPARES: Final = 1
+"""Of QuickJS in a worker, where nobody waits for the milliseconds that a new one takes."""
 
 MOST_V8: Final = 16
 """Node and Deno children of one process: each has some 13 MB of its own before it does anything."""
@@ -129,7 +131,7 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
     stack.callback(metrics.numbers.close)
     tracing = tracer(settings, role)
     stack.push_async_callback(tracing.close)
-    runtimes = await _start_runtimes(settings, stack)
+    runtimes = await _start_runtimes(settings, stack, role)
 
     pool = await stack.enter_async_context(open_pool(settings.database_url))
     tenants = Tenants(settings.tenant_database_url, secret=bytes.fromhex(settings.master_key))
@@ -194,7 +196,7 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
     )
 
 
-async def _start_runtimes(settings: Settings, stack: AsyncExitStack) -> dict[str, Runtime]:
+async def _start_runtimes(settings: Settings, stack: AsyncExitStack, role: str) -> dict[str, Runtime]:
     """QuickJS is ready when this returns; the others start when they are first used."""
     bounds: _Bounds = {
         "max_children_per_project": settings.sandbox_max_children_per_project,
@@ -202,7 +204,8 @@ async def _start_runtimes(settings: Settings, stack: AsyncExitStack) -> dict[str
         "unsafe": settings.unsafe_sandbox,
     }
     most = settings.sandbox_max_children
-    quickjs = QuickJS(spares=settings.sandbox_spares or len(os.sched_getaffinity(0)) + 2, max_children=most, **bounds)
+    spares = WORKER_SPARES if role == "worker" else settings.sandbox_spares or len(os.sched_getaffinity(0)) + 2
+    quickjs = QuickJS(spares=spares, max_children=most, **bounds)
     wasm = Wasm(
         cache_dir=settings.engine_cache_dir.absolute(),
         secret=bytes.fromhex(settings.master_key),

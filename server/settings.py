@@ -135,7 +135,7 @@ class Settings:
     )
     sandbox_spares: int = field(
         default=0,
-        metadata=_doc("Blank sandboxes kept ready; 0 is cores + 2", low=0, high=64),
+        metadata=_doc("Blank sandboxes an API process keeps ready; 0 is cores + 2", low=0, high=64),
     )
     fetch_allow_cidrs: tuple[Network, ...] = field(
         default=(),

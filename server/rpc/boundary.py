@@ -4,8 +4,8 @@ An AtlasError becomes its status with details; anything else is logged with a re
 INTERNAL with that reference and no text of its own.
 
 A method answers once, or, when its handler is an async generator, with a stream: each message is awaited until the
-client has room for it. When the client goes, the generator is cancelled where it waits and closed. A stream that fails
-ends, after whatever was sent, with the status of its error.
+client has room for it. When the client goes, the generator is cancelled where it waits and closed; so it is when the
+key is revoked. A stream that fails ends, after whatever was sent, with the status of its error.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
@@ -23,6 +24,7 @@ from google.protobuf.message import DecodeError
 from server.errors import AtlasError, Internal, InvalidArgument
 from server.log import logger
 from server.rpc.access import METHODS, Access, Gate
+from server.rpc.readmission import kept_admitted
 from server.rpc.status import DETAILS_KEY, STATUS, status_of
 from server.telemetry import correlation
 from server.telemetry.correlation import REQUEST_ID, TRACEPARENT, TraceParent, is_request_id, new_request_id
@@ -32,6 +34,9 @@ log = logger("rpc")
 
 RUN_ID: Final = "atlas-run-id"
 """Metadata of every answer of a run; over REST a header."""
+
+READMIT_S: Final = 15.0
+"""How long a stream may outlive its key."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 S = TypeVar("S")
@@ -65,10 +70,13 @@ def project_ids_of(request: object, headers: Mapping[str, str]) -> list[str]:
 class Boundary:
     """Where services are added instead of to the server. KeyError for a method of which access.py says nothing."""
 
-    def __init__(self, server: grpc.aio.Server, gate: Gate, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, gate: Gate, metrics: Metrics | None = None, *, readmit_s: float = READMIT_S
+    ) -> None:
         self._server = server
         self._gate = gate
         self._metrics = metrics or Metrics()
+        self._readmit_s = readmit_s
 
     def add(self, add_to_server: Callable[[S, Any], None], service: S) -> None:
         """`add_to_server` is the generated function `add_…Servicer_to_server`."""
@@ -83,7 +91,7 @@ class Boundary:
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, guarded),))
 
     def _guard(self, method: str, handler: Any) -> Any:
-        guarded = _Guarded(method, handler, self._gate, self._metrics)
+        guarded = _Guarded(method, handler, self._gate, self._metrics, self._readmit_s)
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(guarded.stream, None, handler.response_serializer)
         return grpc.unary_unary_rpc_method_handler(guarded.unary, None, handler.response_serializer)
@@ -92,13 +100,14 @@ class Boundary:
 class _Guarded:
     """One method."""
 
-    def __init__(self, method: str, handler: Any, gate: Gate, metrics: Metrics) -> None:
+    def __init__(self, method: str, handler: Any, gate: Gate, metrics: Metrics, readmit_s: float) -> None:
         self._method = method
         self._deserialize = handler.request_deserializer
         self._inner = handler.unary_stream or handler.unary_unary
         self._access = METHODS[f"/{method}"]
         self._names_project = self._access is not Access.ANY_KEY and self._access is not Access.PUBLIC
         self._gate = gate
+        self._readmit_s = readmit_s
         self._metrics = metrics
         self._took_s = metrics.rpc_s(method)
         self._ok = metrics.rpcs(method, "OK")
@@ -118,7 +127,10 @@ class _Guarded:
         began_s = time.perf_counter()
         try:
             request = await self._admitted(raw, context)
-            async with aclosing(self._inner(request, context)) as messages:
+            async with (
+                kept_admitted(partial(self._admit, request, headers()), self._readmit_s),
+                aclosing(self._inner(request, context)) as messages,
+            ):
                 async for message in messages:
                     await _write(context, message)
         except BaseException as error:
@@ -135,8 +147,11 @@ class _Guarded:
             context.set_trailing_metadata(((REQUEST_ID, made),))
         _headers.set(sent)
         request = _decoded(self._deserialize, raw)
-        await self._gate.admit(self._access, sent, project_ids_of(request, sent) if self._names_project else ())
+        await self._admit(request, sent)
         return request
+
+    async def _admit(self, request: object, sent: Mapping[str, str]) -> None:
+        await self._gate.admit(self._access, sent, project_ids_of(request, sent) if self._names_project else ())
 
     async def _failed(self, error: BaseException, context: Context, began_s: float) -> None:
         """Count it, and end the call with its status unless it has ended already."""

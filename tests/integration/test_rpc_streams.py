@@ -12,7 +12,8 @@ import pytest
 from google.protobuf import wrappers_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from server.errors import NotFound, ResourceExhausted
+from server.errors import NotFound, ResourceExhausted, Unavailable
+from server.projects import Principal
 from server.rpc import access, boundary
 from server.rpc.access import Access, Gate
 from server.rpc.boundary import Boundary
@@ -22,14 +23,26 @@ from server.telemetry.metrics import Metrics
 SERVICE = "atlas.test.v1.Tests"
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 ADMIN_KEY = "a" * 40
+READMIT_S = 0.05
+GOOD = (("apikey", "good"),)
 
 Number = wrappers_pb2.Int64Value
 Metadata = tuple[tuple[str, str], ...]
 
 
-class Nobody:
-    async def authenticate(self, secret: str) -> None:
-        return None
+class Keys:
+    """One key, which may be revoked; or the database is away."""
+
+    def __init__(self) -> None:
+        self.principal: Principal | None = Principal(project_id="p", role="service", tier=None, key_id="k")
+        self.away = False
+        self.asked = asyncio.Event()
+
+    async def authenticate(self, secret: str) -> Principal | None:
+        self.asked.set()
+        if self.away:
+            raise Unavailable("The database is away", reason="AWAY")
+        return self.principal if secret == "good" else None
 
 
 @dataclass
@@ -90,12 +103,13 @@ class Site:
     service: Service
     channel: grpc.aio.Channel
     metrics: Metrics
+    keys: Keys
 
     def stream(self, method: str, value: int, metadata: Metadata = ()) -> Any:
         call = self.channel.unary_stream(
             f"/{SERVICE}/{method}",
             Number.SerializeToString,
-            wrappers_pb2.BytesValue.FromString if method == "Flood" else Number.FromString,
+            wrappers_pb2.BytesValue.FromString if method.endswith("Flood") else Number.FromString,
         )
         return call(Number(value=value), metadata=metadata)
 
@@ -115,9 +129,10 @@ class Site:
 @pytest.fixture
 async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     rows = {"Count": Access.PUBLIC, "Flood": Access.PUBLIC, "Ask": Access.PUBLIC, "Admin": Access.ADMIN}
+    rows |= {"Keyed": Access.SERVICE, "KeyedFlood": Access.SERVICE}
     for name, row in rows.items():
         monkeypatch.setitem(cast(dict[str, Access], access.METHODS), f"/{SERVICE}/{name}", row)
-    service, metrics = Service(), Metrics()
+    service, metrics, keys = Service(), Metrics(), Keys()
     server = grpc.aio.server()
 
     def handler(make: Callable[..., Any], method: Any) -> Any:
@@ -127,14 +142,17 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         "Count": handler(grpc.unary_stream_rpc_method_handler, service.Count),
         "Flood": handler(grpc.unary_stream_rpc_method_handler, service.Flood),
         "Admin": handler(grpc.unary_stream_rpc_method_handler, service.Count),
+        "Keyed": handler(grpc.unary_stream_rpc_method_handler, service.Count),
+        "KeyedFlood": handler(grpc.unary_stream_rpc_method_handler, service.Flood),
         "Ask": handler(grpc.unary_unary_rpc_method_handler, service.Ask),
     }
-    Boundary(server, Gate(Nobody(), ADMIN_KEY), metrics).add_registered_method_handlers(SERVICE, handlers)
+    guarded = Boundary(server, Gate(keys, ADMIN_KEY), metrics, readmit_s=READMIT_S)
+    guarded.add_registered_method_handlers(SERVICE, handlers)
     address = f"unix:{tmp_path}/s"
     server.add_insecure_port(address)
     await server.start()
     async with grpc.aio.insecure_channel(address) as channel:
-        yield Site(service, channel, metrics)
+        yield Site(service, channel, metrics, keys)
     await server.stop(0)
 
 
@@ -283,3 +301,41 @@ async def test_a_made_request_id_is_told_with_an_error_too(site: Site) -> None:
         await site.ask(429)
     assert reason(caught.value)[0] == "TOO_MUCH"
     assert dict(caught.value.trailing_metadata())["x-request-id"] == site.service.seen["request_id"]
+
+
+async def test_a_stream_ends_soon_after_its_key_is_revoked(site: Site) -> None:
+    call = site.stream("Keyed", 102, GOOD)
+    assert [(await call.read()).value for _ in range(2)] == [0, 1]
+    site.keys.principal = None
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async with asyncio.timeout(5):
+            await call.read()
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert reason(caught.value)[0] == "KEY_UNKNOWN"
+    assert isinstance(site.service.caught, asyncio.CancelledError)
+    await settled(site, {(f"{SERVICE}/Keyed", "UNAUTHENTICATED"): 1})
+
+
+async def test_a_stream_whose_client_does_not_read_ends_with_its_key_too(site: Site) -> None:
+    call = site.stream("KeyedFlood", 1024 * 1024, GOOD)
+    await call.read()
+    site.keys.principal = None
+    async with asyncio.timeout(5):
+        await site.service.ended.wait()
+    await settled(site, {(f"{SERVICE}/KeyedFlood", "UNAUTHENTICATED"): 1})
+    call.cancel()
+
+
+async def test_a_stream_outlives_a_database_that_is_away(site: Site) -> None:
+    call = site.stream("Keyed", 102, GOOD)
+    await call.read()
+    site.keys.away = True
+    async with asyncio.timeout(5):
+        for _ in range(3):
+            site.keys.asked.clear()
+            await site.keys.asked.wait()
+    assert not site.service.ended.is_set()
+    call.cancel()
+    async with asyncio.timeout(5):
+        await site.service.ended.wait()
+    await settled(site, {(f"{SERVICE}/Keyed", "CANCELLED"): 1})

@@ -82,14 +82,11 @@ class Catalog:
         """The active version of the project's function. NotFound when there is none."""
         key = (project_id, slug)
         found = self._cache.kept(key)
-        if found is None and SLUG.fullmatch(slug):
+        if found is None:
+            require_slug(slug)
             found = await self._cache.get(key)
         if found is None:
-            raise NotFound(
-                f"JS source not found: no function {shown(slug)} in this project",
-                reason="FUNCTION_NOT_FOUND",
-                metadata={"slug": slug[:100]},
-            )
+            raise _unknown(slug)
         return found
 
     def _function_changed(self, key: str) -> None:
@@ -139,6 +136,20 @@ class Catalog:
                     metadata=where,
                 ) from None
         return orjson.dumps(env)
+
+
+def require_slug(slug: str) -> None:
+    """NotFound for what no function can have as its slug."""
+    if not SLUG.fullmatch(slug):
+        raise _unknown(slug)
+
+
+def _unknown(slug: str) -> NotFound:
+    return NotFound(
+        f"JS source not found: no function {shown(slug)} in this project",
+        reason="FUNCTION_NOT_FOUND",
+        metadata={"slug": slug[:100]},
+    )
 
 
 def _weight(resolved: Resolved) -> int:

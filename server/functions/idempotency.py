@@ -21,6 +21,7 @@ import orjson
 from engines.contract import Outcome, Result
 from server.errors import Aborted, AtlasError, Cancelled, InvalidArgument, Unavailable
 from server.functions.answers import Answer, pack, unpack
+from server.functions.catalog import require_slug
 from server.functions.invoke import Call, Finished
 from server.functions.leases import LEASE_S, Leases
 from server.functions.outcomes import TABLE
@@ -81,7 +82,7 @@ class Idempotency:
         """What `run(call)` answers or raises, or what it did for an earlier call with the key.
 
         InvalidArgument for a bad key and for another input than the earlier call's; Aborted while that still runs;
-        Unavailable without the database. Cancelling cancels `run`.
+        NotFound for what cannot be a slug; Unavailable without the database. Cancelling cancels `run`.
         """
         claim = await self._claim(call, parse_key(key), "sync")
         if isinstance(claim, Finished):
@@ -125,6 +126,7 @@ class Idempotency:
 
     async def _claim(self, call: Call, key: str, mode: Mode) -> _Claim | Finished:
         """The right and duty to run, or the answer that is there already."""
+        require_slug(call.slug)
         lease, sha256 = str(uuid4()), fingerprint(call, mode)
         asked = {
             "project_id": call.project_id,
@@ -181,7 +183,9 @@ def parse_key(key: str) -> str:
 
 def fingerprint(call: Call, mode: Mode) -> bytes:
     """SHA-256 of what makes two calls the same."""
-    head = orjson.dumps([mode, call.body.kind, call.request.method, call.request.path])
+    request = call.request
+    told = [mode, call.body.kind, request.method, request.path, request.query]
+    head = orjson.dumps(told, option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(head + b"\n" + call.body.data).digest()
 
 

@@ -68,13 +68,17 @@ def wants_async(headers: Mapping[str, str]) -> bool:
     """Whether the caller prefers not to wait: `Prefer: respond-async`, among other preferences perhaps (RFC 7240)."""
     preferences = headers.get("prefer", "")
     return bool(preferences) and any(
-        preference.partition(";")[0].strip().lower() == "respond-async" for preference in preferences.split(",")
+        preference.partition(";")[0].strip().lower() == "respond-async"
+        for preference in _QUOTED.sub("", preferences).split(",")
     )
 
 
-def idempotency_key(headers: Mapping[str, str]) -> str:
-    """The `Idempotency-Key`, or "". One in double quotes, as the IETF's draft has it, is the text between them."""
-    key = headers.get("idempotency-key", "").strip()
+def idempotency_key(headers: Mapping[str, str]) -> str | None:
+    """The `Idempotency-Key` if there is one. In double quotes, as the IETF's draft has it, it is the text between."""
+    sent = headers.get("idempotency-key")
+    if sent is None:
+        return None
+    key = sent.strip()
     return key[1:-1] if len(key) >= 2 and key[0] == key[-1] == '"' else key
 
 
@@ -176,5 +180,6 @@ def _require_moderate(headers: Sequence[tuple[str, str]]) -> None:
     )
 
 
+_QUOTED: Final = re.compile(r'"(?:\\.|[^"\\])*"?')  # the last quote may be missing: so it is linear
 _NAME: Final = re.compile(r"[a-z0-9._-]+")
 _VALUE: Final = re.compile(r"[ -~]*")

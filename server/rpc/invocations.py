@@ -37,9 +37,10 @@ class InvocationService(invocation_service_pb2_grpc.InvocationServiceServicer):
     async def Invoke(self, request: pb.InvokeRequest, context: Context) -> pb.InvokeResponse:
         body = Body(kind="json", data=to_json(request.input, field="input"))
         call = _call(request.slug, body, Request(path=request.path, headers=shown(headers())), trigger="grpc")
+        key = request.idempotency_key or None
         if request.respond_async:
-            return pb.InvokeResponse(run_id=await self._accept(call, request.idempotency_key))
-        finished = await self._finish(call, request.idempotency_key)
+            return pb.InvokeResponse(run_id=await self._accept(call, key))
+        finished = await self._finish(call, key)
         result = finished.result
         answered = pb.InvokeResponse(run_id=finished.run_id)
         _fill_metrics(answered.metrics, result.metrics)
@@ -66,13 +67,13 @@ class InvocationService(invocation_service_pb2_grpc.InvocationServiceServicer):
             return await _accepted(found.run_id, found.state, context)
         return await _http_body(found.run_id, found.result, context)
 
-    async def _accept(self, call: Call, key: str) -> str:
-        if key:
+    async def _accept(self, call: Call, key: str | None) -> str:
+        if key is not None:
             return await self._idempotency.once_accepted(call, key, self._queue.accept)
         return await self._queue.accept(call)
 
-    async def _finish(self, call: Call, key: str) -> Finished:
-        if key:
+    async def _finish(self, call: Call, key: str | None) -> Finished:
+        if key is not None:
             return await self._idempotency.once(call, key, self._invoker.invoke)
         return await self._invoker.invoke(call)
 

@@ -1,6 +1,7 @@
 """Idempotency keys on a real Postgres: one of many calls runs, and the others get its answer."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -275,3 +276,15 @@ async def test_a_cancelled_caller_cancels_its_run(idempotency: Idempotency, pool
         await task
     assert killed.is_set()
     assert await count(pool) == 0
+
+
+@pytest.mark.parametrize("slug", ["a\0b", "x y", "", secrets.token_hex(10_000)], ids=["NUL", "space", "none", "long"])
+async def test_a_slug_that_no_function_has_is_not_found_and_claims_nothing(
+    idempotency: Idempotency, pool: Pool, project_id: str, slug: str
+) -> None:
+    runs = Runs()
+    with pytest.raises(NotFound, match="JS source not found"):
+        await idempotency.once(a_call(project_id, slug=slug), "k", runs)
+    with pytest.raises(NotFound, match="JS source not found"):
+        await idempotency.once_accepted(a_call(project_id, slug=slug), "k", runs.accept)
+    assert (runs.ids, await count(pool)) == ([], 0)

@@ -140,6 +140,8 @@ def test_the_fingerprint_is_of_all_that_a_function_is_told_to_do() -> None:
         changed(body=Body(kind="json", data=b"2")),
         changed(request=Request(method="PUT")),
         changed(request=Request(path="/a")),
+        changed(request=Request(query={"amount": "5"})),
+        changed(request=Request(query={"amount": "500"})),
     ]
     assert len(set(prints)) == len(prints)
 

@@ -4,7 +4,7 @@ import pytest
 
 from engines.contract import BodyKind, Metrics, Response
 from server.errors import FunctionFailed, InvalidArgument
-from server.rpc.http import answer, body_of, request_of, response_metadata
+from server.rpc.http import answer, body_of, idempotency_key, request_of, response_metadata, wants_async
 
 ENVOY = {
     "x-envoy-original-method": "PUT",
@@ -122,3 +122,28 @@ def test_headers_have_a_number_that_envoy_carries() -> None:
     headers = tuple((f"x-{n}", "v") for n in range(65))
     with pytest.raises(FunctionFailed, match="65 headers, allowed are 64"):
         response_metadata(Response(status=200, headers=headers, body=b""))
+
+
+@pytest.mark.parametrize(
+    ("prefer", "wanted"),
+    [
+        ("respond-async", True),
+        ("Respond-Async; x=1", True),
+        ('wait=10;why="a, b", respond-async', True),
+        ("", False),
+        ("respond-async=no", False),
+        ("not-respond-async", False),
+        ('why="a, respond-async, b"', False),
+        (r'why="\", respond-async, \""', False),
+        ('"' + r"\"" * 30_000 + ", respond-async", False),
+    ],
+)
+def test_what_a_caller_prefers(prefer: str, wanted: bool) -> None:
+    assert wants_async({"prefer": prefer}) is wanted
+
+
+@pytest.mark.parametrize(
+    ("sent", "key"), [(None, None), ("k", "k"), (' "k 1" ', "k 1"), ('"', '"'), ("", ""), ('""', "")]
+)
+def test_an_empty_idempotency_key_is_not_the_same_as_none(sent: str | None, key: str | None) -> None:
+    assert idempotency_key({} if sent is None else {"idempotency-key": sent}) == key

@@ -45,7 +45,7 @@ _headers: ContextVar[Mapping[str, str]] = ContextVar("headers")
 
 
 def headers() -> Mapping[str, str]:
-    """Headers of the running call, with lower-case names; of a repeated one, the last. No binary ones."""
+    """Headers of the running call, with lower-case names; of a repeated one, its values with commas. No binary ones."""
     return _headers.get()
 
 
@@ -177,7 +177,13 @@ class _Guarded:
 
 
 def _headers_of(context: Context) -> dict[str, str]:
-    return {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+    sent = [(name, value) for name, value in context.invocation_metadata() or () if isinstance(value, str)]
+    found = dict(sent)
+    if len(found) < len(sent):
+        found = {}
+        for name, value in sent:
+            found[name] = f"{found[name]}, {value}" if name in found else value
+    return found
 
 
 async def _write(context: Context, message: object) -> None:

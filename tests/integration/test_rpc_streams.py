@@ -282,6 +282,17 @@ async def test_a_request_id_of_the_caller_goes_on_and_is_not_told_back(site: Sit
     assert "x-request-id" not in dict(await call.trailing_metadata())
 
 
+async def test_a_header_that_is_sent_twice_counts_twice(site: Site) -> None:
+    await site.ask(1, (("prefer", "wait=1"), ("x-once", "1"), ("prefer", "respond-async"), ("prefer", "a=b")))
+    seen = site.service.seen["headers"]
+    assert (seen["prefer"], seen["x-once"]) == ("wait=1, respond-async, a=b", "1")
+
+
+async def test_two_keys_are_no_key(site: Site) -> None:
+    _, error = await failed(site.stream("Keyed", 1, (("apikey", "good"), ("apikey", "good"))))
+    assert (error.code(), reason(error)[0]) == (grpc.StatusCode.UNAUTHENTICATED, "KEY_UNKNOWN")
+
+
 @pytest.mark.parametrize("sent", [None, "x" * 129, "two words", ""])
 async def test_a_request_id_is_made_where_there_is_none_that_may_go_on(site: Site, sent: str | None) -> None:
     metadata = () if sent is None else (("x-request-id", sent),)

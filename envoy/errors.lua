@@ -1,4 +1,5 @@
--- REST answers: the status a function chose, and the error envelope. Native gRPC and gRPC-web pass untouched.
+-- Request ids for all. REST answers: the status a function chose, and the error envelope; those of native gRPC and
+-- gRPC-web pass untouched.
 
 local names = {
   ["1"] = "cancelled", ["2"] = "unknown", ["3"] = "invalid_argument", ["4"] = "deadline_exceeded",
@@ -8,14 +9,21 @@ local names = {
 }
 
 function envoy_on_request(handle)
-  local content_type = handle:headers():get("content-type") or ""
+  local headers = handle:headers()
+  local id = headers:get("x-request-id") or ""
+  if #id > 128 or not id:match("^[!-~]+$") then  -- the same rule as in server/telemetry/correlation.py
+    headers:replace("x-request-id", headers:get("x-atlas-new-id"))
+  end
+  headers:remove("x-atlas-new-id")
+
+  local content_type = headers:get("content-type") or ""
   if content_type:sub(1, 16) == "application/grpc" then
     handle:streamInfo():dynamicMetadata():set("atlas", "grpc", true)
     return
   end
-  local timeout = handle:headers():get("grpc-timeout")
+  local timeout = headers:get("grpc-timeout")
   if timeout ~= nil and (#timeout > 9 or not timeout:match("^%d+[HMSmun]$")) then
-    handle:headers():remove("grpc-timeout")  -- gRPC would call it an internal error
+    headers:remove("grpc-timeout")  -- gRPC would call it an internal error
   end
 end
 

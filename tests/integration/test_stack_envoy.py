@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -327,6 +328,26 @@ def test_an_http_1_0_client_is_served(door: Door) -> None:
 def test_a_request_id_is_kept_and_answered(door: Door) -> None:
     assert door.http.get("/functions/v1/invoke/e", headers={"x-request-id": "mine"}).headers["x-request-id"] == "mine"
     assert door.http.get("/functions/v1/invoke/e").headers["x-request-id"]
+
+
+@pytest.mark.parametrize("sent", ["x" * 129, "two words", "\xe9", "a\tb"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/functions/v1/invoke/e"), ("GET", "/nothing"), ("POST", f"/v1/projects/{PROJECT}/functions/deploy")],
+)
+def test_a_request_id_that_may_not_go_on_is_replaced_for_all(door: Door, method: str, path: str, sent: str) -> None:
+    answer = door.http.request(method, path, headers={"x-request-id": sent.encode("latin-1")}, content=b"{")
+    told = answer.headers["x-request-id"]
+    assert str(uuid.UUID(told)) == told
+    if answer.status_code == 200:
+        assert answer.json()["seen"]["x-request-id"] == told
+        assert not [name for name in answer.json()["seen"] if name.startswith("x-atlas")]
+
+
+def test_the_longest_request_id_goes_on(door: Door) -> None:
+    longest = "".join(map(chr, range(ord("!"), ord("~") + 1)))[:128].ljust(128, "x")
+    answer = door.http.get("/functions/v1/invoke/e", headers={"x-request-id": longest})
+    assert (answer.headers["x-request-id"], answer.json()["seen"]["x-request-id"]) == (longest, longest)
 
 
 def test_each_request_is_a_line_of_the_access_log(door: Door) -> None:

@@ -53,7 +53,13 @@ def configure(level: str) -> None:
     handler.setFormatter(_Lines())
     logging.root.handlers = [handler]
     logging.root.setLevel(logging.WARNING)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_tells_no_header)
     _ROOT.setLevel(level.upper())
+
+
+def _tells_no_header(record: logging.LogRecord) -> bool:
+    """gRPC logs each header that is not UTF-8, whole, with a traceback: an error of whoever sends it, and theirs alone."""
+    return not str(record.msg).startswith("Invalid encoding on")
 
 
 class _Lines(logging.Formatter):

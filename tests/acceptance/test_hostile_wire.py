@@ -9,6 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 from atlas.functions.v1 import invocation_service_pb2 as pb
 from server.rpc.access import METHODS
 from tests.fix_clients import Rest
+from tests.fix_up import Stack
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -81,6 +82,13 @@ def test_headers_that_mean_something_to_grpc_alone_do_no_harm(rest: Rest, header
     answer = rest.invoke("shown", headers=headers)
     assert answer.status_code == 200, answer.text
     assert answer.json()["result"].get("x-49") == headers.get("x-49")
+
+
+def test_a_header_that_is_no_text_is_in_no_log(running_stack: Stack, rest: Rest) -> None:
+    assert rest.deploy("export default (_, ctx) => ctx.request.headers['x-odd']", slug="shown").status_code == 200
+    answer = rest.invoke("shown", headers={"x-odd": b"confidential \xff"})
+    assert answer.json()["result"] == "confidential \xff"
+    assert "confidential" not in (running_stack.run / "log" / "api-0.log").read_text()
 
 
 def test_a_page_token_of_nobody_is_named_however_long(rest: Rest) -> None:

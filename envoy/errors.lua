@@ -8,6 +8,14 @@ local names = {
   ["13"] = "internal", ["14"] = "unavailable", ["15"] = "data_loss", ["16"] = "unauthenticated",
 }
 
+-- What the transcoder says of a body that it cannot read, without the piece of the body that it quotes: a secret may be
+-- in it. All three are pieces of JSON text.
+local function unquoted(before, message, after)
+  message = message:gsub("\\\\", "\1"):gsub(": invalid value .* for type ", ": invalid value for type ")
+  message = message:gsub("\\n.*", ""):gsub("\\u000a.*", ""):gsub("\1", "\\\\")
+  return before .. message .. after
+end
+
 function envoy_on_request(handle)
   local headers = handle:headers()
   local id = headers:get("x-request-id") or ""
@@ -51,7 +59,12 @@ function envoy_on_response(handle)
     return '{"code":"' .. (names[code] or "unknown") .. '"'
   end, 1)
   if found == 1 then
-    local size = body:setBytes('{"error":' .. text .. "}")
+    text = '{"error":' .. text .. "}"
+  else
+    text, found = text:gsub('^({"error":{"code":"invalid_argument","details":%[%],"message":")(.*)("}})', unquoted)
+  end
+  if found == 1 then
+    local size = body:setBytes(text)
     handle:headers():replace("content-length", tostring(size))  -- body() invalidated the first handle
   end
 end

@@ -58,7 +58,7 @@ def configure(level: str) -> None:
 
 
 def _tells_no_header(record: logging.LogRecord) -> bool:
-    """gRPC logs each header that is not UTF-8, whole, with a traceback: an error of whoever sends it, and theirs alone."""
+    """gRPC logs each header that is not UTF-8, whole and with a traceback, though nothing is wrong with us."""
     return not str(record.msg).startswith("Invalid encoding on")
 
 

@@ -241,6 +241,28 @@ def test_bad_json_is_a_400_that_says_so(door: Door, body: bytes) -> None:
     assert error(answer, 400, "invalid_argument")
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"slug": "s", "secrets": {"S": hunter2}}', "Unexpected token."),
+        (b'{"slug": "s", "secrets": {"S": "hun\\nter2" "x"}}', "Expected , or } after key:value pair."),
+        (b'{"slug": "s", "secrets": {"S": "hunter2\\ud800"}}', "Missing low surrogate."),
+        (b'{"slug": "s", "secrets": {"S": "hunter2\xff"}}', "Encountered non UTF-8 code points."),
+        (b'{"slug": "s", "secrets": "hunter2"}', "secrets: invalid value for type "),
+        (b'{"slug": "s", "secrets": {"S": ["hunter2"]}}', "Proto fields must have a name."),
+        (
+            b'{"slug": "s", "settings": {"timeout_ms": "hun\\\\nter2 for type \\" x"}}',
+            "settings.timeout_ms: invalid value for",
+        ),
+        (b'{"slug": "s", "secrets": {"K\\\\n": "", "K\\\\n": "hunter2"}}', "Repeated map key: 'K"),
+    ],
+)
+def test_what_is_said_of_a_bad_body_quotes_nothing_of_it(door: Door, body: bytes, message: str) -> None:
+    answer = door.http.post(f"/v1/projects/{PROJECT}/functions/deploy", content=body)
+    assert message in error(answer, 400, "invalid_argument")
+    assert "ter2" not in answer.text
+
+
 def test_a_body_cannot_override_the_project_of_the_path(door: Door) -> None:
     path = f"/v1/projects/{PROJECT}/functions/deploy"
     assert door.http.post(path, json={"slug": "s"}).json()["project_id"] == PROJECT

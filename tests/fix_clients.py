@@ -3,7 +3,9 @@
 import json
 import os
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +26,15 @@ class RunningStack(Protocol):
 
     @property
     def env(self) -> Mapping[str, str]: ...
+
+
+def eventually(ask: Callable[[], Any], within_s: float = 15.0) -> Any:
+    """What `ask` answers once that is true."""
+    deadline_s = time.monotonic() + within_s
+    while not (answer := ask()):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    return answer
 
 
 @dataclass
@@ -50,6 +61,42 @@ class Rest:
     def invoke(self, slug: str, body: object = None, *, path: str = "", **options: Any) -> httpx.Response:
         return self.request("POST", f"/functions/v1/invoke/{slug}{path}", key=self.anon_key, json=body, **options)
 
+    def queue(self, slug: str, body: object = None) -> str:
+        """Invoke it asynchronously; the run's id."""
+        answer = self.invoke(slug, body, headers={"prefer": "respond-async"})
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["run_id"])
+
+    def result(self, run_id: str) -> httpx.Response:
+        """Of an asynchronous run: 202 until it has ended."""
+        return self.request("GET", f"/functions/v1/runs/{run_id}", key=self.anon_key)
+
+    def runs(self, **wanted: object) -> list[Any]:
+        """The latest records, at most 200."""
+        path = f"/v1/projects/{self.project_id}/runs"
+        answer = self.request("GET", path, key=self.service_key, params={"page_size": 200, **wanted})
+        assert answer.status_code == 200, answer.text
+        return list(answer.json()["runs"])
+
+    def manage(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """With the service key, under `/v1/projects/ID`."""
+        return self.request(method, f"/v1/projects/{self.project_id}{path}", key=self.service_key, **options)
+
+    def deployed(self, source: str, *, slug: str, **fields: object) -> str:
+        """Deploy; the function's id."""
+        answer = self.deploy(source, slug=slug, **fields)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["id"])
+
+    def record(self, run_id: str) -> Any:
+        """What is recorded of a run that has ended."""
+
+        def ask() -> Any:
+            answer = self.manage("GET", f"/runs/{run_id}")
+            return answer.json() if answer.status_code == 200 and answer.json()["state"] == "finished" else None
+
+        return eventually(ask)
+
     def run(self, source: str, body: object = None, *, slug: str, **fields: object) -> Any:
         """Deploy, invoke, and the `result` of the answer."""
         deployed = self.deploy(source, slug=slug, **fields)
@@ -59,12 +106,20 @@ class Rest:
         return answer.json()["result"]
 
 
+@contextmanager
+def connected(stack: RunningStack) -> Iterator[Rest]:
+    """The default project's REST client. Any number of threads may use it."""
+    env = stack.env
+    limits = httpx.Limits(max_connections=None)
+    with httpx.Client(base_url=stack.url, timeout=90, trust_env=False, limits=limits) as client:
+        yield Rest(client, env["PROJECT_ID"], env["SERVICE_KEY"], env["ANON_KEY"], env["ADMIN_KEY"])
+
+
 @pytest.fixture(scope="session")
 def rest(running_stack: RunningStack) -> Iterator[Rest]:
     """The default project's REST client."""
-    env = running_stack.env
-    with httpx.Client(base_url=running_stack.url, timeout=90, trust_env=False) as client:
-        yield Rest(client, env["PROJECT_ID"], env["SERVICE_KEY"], env["ANON_KEY"], env["ADMIN_KEY"])
+    with connected(running_stack) as client:
+        yield client
 
 
 @pytest.fixture

@@ -34,6 +34,20 @@ def test_get_user_orders(running_stack: RunningStack, shell: Shell) -> None:
     assert "fuel_consumed" not in answer["metrics"]
 
 
+def test_hash_calculator(rest: Rest, shell: Shell) -> None:
+    deployed = shell.json(command("deploy-wasm"))
+    assert (deployed["slug"], deployed["runtime"], deployed["entrypoint"]) == ("hash-calc", "wasm", "hash-calc.wasm")
+    invoke = (
+        command("invoke").replace("get-user-orders", "hash-calc").replace('{"user_id": "abc-123"}', '{"data": "abc"}')
+    )
+    first, second = shell.json(invoke), shell.json(invoke)
+    assert first["result"] == {"hash": (97 * 31 + 98) * 31 + 99}
+    assert first["metrics"]["fuel_consumed"] == second["metrics"]["fuel_consumed"] > 0
+    assert first["metrics"]["memory_bytes"] > 0
+    download = rest.manage("GET", f"/functions/{deployed['id']}/versions/{deployed['version']}/download?form=artifact")
+    assert download.content.startswith(b"\0asm\1\0\0\0")
+
+
 def test_rows_written_by_psql_with_the_sourced_environment_are_read_by_the_function(shell: Shell) -> None:
     shell.run(
         'psql -q -v ON_ERROR_STOP=1 "$TENANT_DATABASE_URL" -c "DROP TABLE IF EXISTS orders" '

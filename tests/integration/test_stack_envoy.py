@@ -358,7 +358,7 @@ def test_a_request_id_is_kept_and_answered(door: Door) -> None:
     [("GET", "/functions/v1/invoke/e"), ("GET", "/nothing"), ("POST", f"/v1/projects/{PROJECT}/functions/deploy")],
 )
 def test_a_request_id_that_may_not_go_on_is_replaced_for_all(door: Door, method: str, path: str, sent: str) -> None:
-    answer = door.http.request(method, path, headers={"x-request-id": sent.encode("latin-1")}, content=b"{")
+    answer = door.http.request(method, path, headers={b"x-request-id": sent.encode("latin-1")}, content=b"{")
     told = answer.headers["x-request-id"]
     assert str(uuid.UUID(told)) == told
     if answer.status_code == 200:

@@ -67,20 +67,25 @@ RETURNING claimed.id, claimed.project_id, projects.tier, slug, body_kind, input,
 """
 
 
-def shares(free: int, running: Mapping[str, int]) -> dict[str, int]:
-    """How many of `free` places each waiting project gets: one by one to the one with the fewest runs."""
+def shares(free: int, running: Mapping[str, int], *, reserved: int = 0) -> dict[str, int]:
+    """How many of `free` places each waiting project gets: one by one to the one with the fewest runs.
+
+    The last `reserved` of them only to projects without any, so that nobody's long runs are all that runs.
+    """
     given: Counter[str] = Counter()
     while free > 0 and running:
         poorest = min(running, key=lambda project_id: running[project_id] + given[project_id])
+        if free <= reserved and running[poorest] + given[poorest] > 0:
+            break
         given[poorest] += 1
         free -= 1
     return dict(given)
 
 
-async def claim(conn: Connection, free: int) -> list[Claimed]:
-    """At most `free` runs that are due, fairly by project, under a lease each."""
+async def claim(conn: Connection, free: int, *, reserved: int = 0) -> list[Claimed]:
+    """At most `free` runs that are due, fairly by project as `shares` has it, under a lease each."""
     cursor = await conn.execute(_WAITING)
-    given = shares(free, dict(await cursor.fetchall()))
+    given = shares(free, dict(await cursor.fetchall()), reserved=reserved)
     if not given:
         return []
     claiming = await conn.cursor(row_factory=dict_row, binary=True).execute(

@@ -33,7 +33,10 @@ from server.runs.recorder import Sink
 
 log = logger("async")
 
-CONCURRENCY: Final = 32
+CONCURRENCY: Final = 40
+RESERVED: Final = 5
+"""One place in so many is for projects of which nothing runs."""
+
 POLL_S: Final = 1.0
 DRAIN_S: Final = 6.0
 WRITE_ATTEMPTS: Final = 20
@@ -108,10 +111,10 @@ class AsyncWorker:
                 await self._wake.wait()
 
     async def _claim(self) -> None:
-        """Until nothing is due or no place is free."""
+        """Until nothing is due that a free place is for."""
         while (free := self._concurrency - len(self._running)) > 0:
             async with transaction(self._pool) as conn:
-                claimed = await async_queue.claim(conn, free)
+                claimed = await async_queue.claim(conn, free, reserved=self._concurrency // RESERVED)
             if not claimed:
                 return
             for item in claimed:

@@ -366,6 +366,29 @@ async def test_projects_share_the_places(runs: AsyncRuns, process: MakeProcess, 
     assert len({record.run.id for record in worker.records.seen}) == 23
 
 
+async def test_a_project_with_endless_runs_leaves_places_to_others(
+    runs: AsyncRuns, process: MakeProcess, pool: Pool, project_id: str
+) -> None:
+    other = await add_project(pool)
+    for _ in range(20):
+        await runs.accept(a_call(project_id))
+
+    async def wait(call: Call) -> Result:
+        if call.project_id == project_id:
+            await asyncio.Event().wait()
+        return Result(outcome=Outcome.OK)
+
+    worker = process(wait, concurrency=10)
+    await worker.start()
+
+    async def full() -> bool:
+        return len(worker.invoker.calls) >= 8
+
+    await eventually(full)
+    assert isinstance(await ended(runs, other, await runs.accept(a_call(other))), Finished)
+    assert Counter(call.project_id for call in worker.invoker.calls) == {project_id: 8, other: 1}
+
+
 async def test_one_whose_worker_died_is_run_again_and_not_for_ever(
     runs: AsyncRuns, process: MakeProcess, pool: Pool, project_id: str
 ) -> None:

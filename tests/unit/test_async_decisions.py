@@ -46,6 +46,21 @@ def test_places_go_to_whoever_has_the_fewest(free: int, running: dict[str, int],
     assert shares(free, running) == given
 
 
+@pytest.mark.parametrize(
+    ("free", "running", "given"),
+    [
+        (5, {"a": 0}, {"a": 3}),
+        (2, {"a": 0}, {"a": 1}),
+        (2, {"a": 1}, {}),
+        (3, {"a": 1}, {"a": 1}),
+        (3, {"a": 9, "b": 0, "c": 0, "d": 0}, {"b": 1, "c": 1, "d": 1}),
+        (2, {"a": 9, "b": 0}, {"b": 1}),
+    ],
+)
+def test_the_last_places_are_for_whoever_has_none(free: int, running: dict[str, int], given: dict[str, int]) -> None:
+    assert shares(free, running, reserved=2) == given
+
+
 def test_what_ended_is_not_tried_again() -> None:
     for outcome in Outcome:
         if outcome not in (Outcome.OK, Outcome.OVERLOADED):

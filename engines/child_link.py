@@ -5,14 +5,13 @@ that breaks a rule is its last. A run ends in one of two ways only: the child ha
 """
 
 import asyncio
-import signal
 import time
 from functools import partial
 from typing import Final, Protocol, cast
 
-from engines import host_calls, messages
+from engines import host_calls, messages, post_mortem
 from engines.children import Child, State
-from engines.contract import Outcome, Result, ScriptError
+from engines.contract import Outcome
 from engines.cpu_clock import cpu_ms
 from engines.frames import MAX_CALLS_IN_FLIGHT, Frame, FrameError, Reader
 from engines.kind import Kind
@@ -22,6 +21,9 @@ from engines.zygote import Exit, Worker
 
 GRACE_MS: Final = 50
 """From the verdict to SIGKILL: time for the engine's own interrupt, or for the answer to CANCEL, which keep it warm."""
+
+_STOPPED: Final = frozenset({Outcome.CANCELLED, Outcome.WALL_LIMIT, Outcome.CPU_LIMIT})
+"""Ends that leave a realm in the middle of what it did."""
 
 _HARD_CPU_MS: Final = 1_800_000.0  # half of RLIMIT_CPU: recycled long before the kernel would end it in mid-run
 
@@ -141,6 +143,8 @@ class ChildLink(asyncio.Protocol):
         if frame[1] != (0 if loading else self._inv):
             raise FrameError(f"spoke of invocation {frame[1]}, not {self._inv}")
         event = messages.parse(frame)
+        if isinstance(event, Returned | Failed) and not self._kind.may_say(event, run.limits):
+            raise FrameError("fuel, stack or time that is not its own to count")
         match event:
             case Returned() if not loading:
                 result = run.returned(event, now_ms())
@@ -166,15 +170,21 @@ class ChildLink(asyncio.Protocol):
             return self._owner.doomed(self, "not loaded")
         self._deadline_ms = 0.0
         self.run = None
-        if self.cpu_ms > _HARD_CPU_MS:
-            self.child.worn = "cpu"
-        elif result.outcome is Outcome.MEMORY_LIMIT:  # its memory stays large and in pieces, and hides the next peak
-            self.child.worn = "memory"
-        elif run.program.isolation == "fresh" and not self._kind.renews_itself:
-            self.child.worn = "fresh"
+        if worn := self._worn_by(run, result.outcome):
+            self.child.worn = worn
         run.end(result)
         self._owner.released(self)
         return None
+
+    def _worn_by(self, run: Run, outcome: Outcome) -> str:
+        """Why the child is not to be used again; "" if it may be."""
+        if self.cpu_ms > _HARD_CPU_MS:
+            return "cpu"
+        if outcome is Outcome.MEMORY_LIMIT:  # its memory stays large and in pieces, and hides the next peak
+            return "memory"
+        if self._kind.renews_itself:
+            return ""
+        return outcome if outcome in _STOPPED else "fresh" if run.program.isolation == "fresh" else ""
 
     def _ready(self, run: Run) -> None:
         now = now_ms()
@@ -283,37 +293,11 @@ class ChildLink(asyncio.Protocol):
         self._owner.reaped(self, exit_)
         if run is None:
             return
-        if self._blameless(run, exit_):
+        if post_mortem.is_blameless(run, exit_, self._kind):
             run.tries += 1
             self._owner.again(run)
+        elif run.result is not None:
+            run.end(run.result)
         else:
-            run.end(run.result or self._post_mortem(run, exit_))
-
-    def _post_mortem(self, run: Run, exit_: Exit) -> Result:
-        error: ScriptError | None = None
-        if run.verdict is not None:
-            outcome = run.verdict
-        elif exit_.signal is signal.SIGXCPU:
-            outcome = Outcome.CPU_LIMIT
-        elif exit_.signal in self._kind.dies_of_memory or (
-            exit_.maxrss_bytes >= self._full_bytes(run) and exit_.signal not in _NOT_FOR_MEMORY
-        ):
-            outcome = Outcome.MEMORY_LIMIT
-        else:
-            outcome = Outcome.CRASHED
-        if outcome is Outcome.CRASHED:
-            cause = exit_.signal.name if exit_.signal else f"status {exit_.status}"
-            error = ScriptError(name="SandboxCrashed", message=f"The sandbox process ended with {cause}")
-        used_ms = max(0.0, exit_.cpu_ms - (self._cpu_before_ms or self.cpu_ms))
-        return run.stopped(outcome, now_ms(), cpu_ms=used_ms, memory_bytes=exit_.maxrss_bytes, error=error)
-
-    def _blameless(self, run: Run, exit_: Exit) -> bool:
-        """Somebody killed its child, most likely the zygote's end, before it began: it may have another, once."""
-        killed = run.verdict is None and run.result is None and exit_.signal is signal.SIGKILL
-        return killed and not run.started_ms and not run.tries and exit_.maxrss_bytes < self._full_bytes(run)
-
-    def _full_bytes(self, run: Run) -> int:
-        return run.limits.memory_bytes + (self._kind.base_bytes if self._kind.is_sized or self._kind.is_apart else 0)
-
-
-_NOT_FOR_MEMORY: Final = frozenset({signal.SIGSYS, signal.SIGILL, signal.SIGTERM})
+            before_ms = self._cpu_before_ms or self.cpu_ms
+            run.end(post_mortem.result(run, exit_, self._kind, cpu_before_ms=before_ms, now_ms=now_ms()))

@@ -1,6 +1,7 @@
 """One invocation in a sandbox, from the request to its Result: what it used, what was decided, who waits for it."""
 
 import asyncio
+import os
 from collections.abc import Iterable
 from typing import Final
 
@@ -22,6 +23,8 @@ from engines.messages import Failed, Meta, Returned
 
 LOAD_CPU_MS: Final = 2_000
 """What a child allows a module's top level; engines/quickjs/child.py has the same figure."""
+
+_CORES: Final = os.cpu_count() or 1
 
 
 class Run(Request):
@@ -201,10 +204,11 @@ class Run(Request):
         )
 
     def _metrics(self, meta: Meta, now_ms: float) -> Metrics:
-        observed_ms = now_ms - self.started_ms if self.started_ms else 0.0
+        """Times as the child tells them, as far as they can be true."""
+        observed_ms = now_ms - (self.started_ms or self.queued_ms)
         return Metrics(
-            wall_ms=min(meta.wall_us / 1000, observed_ms),
-            cpu_ms=meta.cpu_us / 1000,
+            wall_ms=min(meta.wall_us / 1000, observed_ms) if self.started_ms else 0.0,
+            cpu_ms=min(meta.cpu_us / 1000, observed_ms * _CORES),
             memory_bytes=meta.memory_bytes,
             queue_ms=self.queue_ms,
             boot_ms=self.boot_ms,

@@ -7,10 +7,12 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any
 
 from engines.frames import HEADER, LENGTH, Frame, Reader, Type, encode
+from engines.kind import Kind
 from engines.quickjs.engine import QuickJS
+from engines.supervisor import Supervisor
 from engines.zygote import Exit, SpawnFailed, Worker
 
 META = {"wall_us": 1, "cpu_us": 1, "memory_bytes": 1, "kind": "json", "logs": [], "truncated": False}
@@ -170,10 +172,15 @@ async def _escaped(wire: Wire) -> None:
 
 
 @asynccontextmanager
-async def engine_of(*scripts: Script, spares: int = 0) -> AsyncIterator[tuple[QuickJS, FakeZygote]]:
+async def engine_of(
+    *scripts: Script, spares: int = 0, kind: Kind | None = None
+) -> AsyncIterator[tuple[Supervisor, FakeZygote]]:
+    """A QuickJS, or a supervisor of children of that kind."""
     zygote = FakeZygote(*scripts)
-    engine = QuickJS(
-        spares=spares, max_children=4, max_children_per_project=4, queue_ms=1000, launch=cast(Any, zygote.launch)
+    launch: Any = zygote.launch
+    bounds: dict[str, Any] = {"spares": spares, "max_children": 4, "max_children_per_project": 4, "queue_ms": 1000}
+    engine = (
+        QuickJS(launch=launch, **bounds) if kind is None else Supervisor("fake", launch=launch, kind=kind, **bounds)
     )
     await engine.start()
     try:

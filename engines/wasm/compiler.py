@@ -54,7 +54,7 @@ class Compiler:
             max_children_per_project=2,
             queue_ms=30_000,
             unsafe=unsafe,
-            kind=Kind(base_bytes=48 * MIB, is_apart=True),
+            kind=Kind(base_bytes=48 * MIB, is_apart=True, is_metered=True),
             launch=partial(launch, argument=image),
         )
 

@@ -31,7 +31,7 @@ from engines.zygote import Zygote
 log = logging.getLogger(__name__)
 
 MAX_MODULE_BYTES: Final = 2 * 1024 * 1024
-KIND: Final = Kind(base_bytes=48 * MIB, is_apart=True)
+KIND: Final = Kind(base_bytes=48 * MIB, is_apart=True, is_metered=True)
 
 
 class Wasm:

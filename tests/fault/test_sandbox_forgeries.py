@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -12,12 +13,15 @@ from engines import supervisor
 from engines.contract import Outcome, Result
 from engines.frames import LENGTH, MAX_CALLS_IN_FLIGHT, MAX_PAYLOAD_BYTES, Type, encode
 from engines.keeper import JailLeaks
+from engines.kind import Kind
 from engines.messages import NO_JSON
 from engines.quickjs.engine import QuickJS
+from engines.supervisor import Supervisor
 from tests.fix_fake_child import FakeZygote, Script, Wire, calls, engine_of, error, header, result
 from tests.fix_sandbox import LIMITS, MIB, Scripted, Silence, children_of, program, run, until
 
 Forge = Callable[[int], bytes]
+CORES = os.cpu_count() or 1
 
 
 def answering(forge: Forge) -> Script:
@@ -95,6 +99,33 @@ async def test_a_forged_frame_is_the_last(forge: Forge, caplog: pytest.LogCaptur
         assert again.error is not None
         assert again.error.name == "Quarantined"
         assert (await run(engine, program("", project="neighbour"))).outcome is Outcome.OK
+
+
+METERED = Kind(is_metered=True)
+FUELLED = replace(LIMITS, fuel=1000)
+BEYOND_ITS_KIND: dict[str, tuple[Kind, Forge]] = {
+    "fuel of an engine that burns none": (Kind(), lambda inv: result(inv, fuel=7)),
+    "fuel beside an error": (Kind(), lambda inv: error(inv, "exception", fuel=7)),
+    "more fuel than it was given": (METERED, lambda inv: result(inv, fuel=1001)),
+    "no fuel left, says an engine that burns none": (Kind(), lambda inv: error(inv, "fuel_limit")),
+    "no stack left": (Kind(), lambda inv: error(inv, "stack_limit")),
+    "no time left": (Kind(), lambda inv: error(inv, "wall_limit")),
+}
+
+
+@pytest.mark.parametrize(("kind", "forge"), BEYOND_ITS_KIND.values(), ids=BEYOND_ITS_KIND)
+async def test_a_child_says_nothing_that_its_kind_cannot_know(kind: Kind, forge: Forge) -> None:
+    async with engine_of(answering(forge), kind=kind) as (engine, _):
+        ended = await run(engine, "", limits=FUELLED)
+        assert (ended.outcome, ended.metrics.fuel_consumed) == (Outcome.CRASHED, None)
+        assert engine.report()["quarantined"] == 1
+
+
+@pytest.mark.parametrize("outcome", ["fuel_limit", "stack_limit", "wall_limit"])
+async def test_one_that_is_metered_says_what_it_used(outcome: str) -> None:
+    async with engine_of(answering(lambda inv: error(inv, outcome, fuel=1000)), kind=METERED) as (engine, _):
+        ended = await run(engine, "", limits=FUELLED)
+        assert (ended.outcome, ended.metrics.fuel_consumed) == (outcome, 1000)
 
 
 @pytest.mark.parametrize(
@@ -248,8 +279,56 @@ async def test_a_value_json_allows_and_utf8_does_not_is_no_forgery() -> None:
 
 
 async def test_times_a_child_claims_cannot_exceed_what_we_saw() -> None:
-    async with engine_of(answering(lambda inv: result(inv, wall_us=10**12))) as (engine, _):
-        assert (await run(engine, "")).metrics.wall_ms < 5_000
+    async with engine_of(answering(lambda inv: result(inv, wall_us=10**12, cpu_us=10**12))) as (engine, _):
+        told = (await run(engine, "")).metrics
+        assert told.wall_ms < 5_000
+        assert 0 < told.cpu_ms < 5_000 * CORES
+
+
+async def stopped(engine: Supervisor, outcome: Outcome) -> None:
+    """One run that ends so while it waits for the host, or by what the child says."""
+    if outcome is Outcome.CANCELLED:
+        host = Silence()
+        running = asyncio.create_task(run(engine, "", host=host))
+        await host.asked.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    else:
+        limits = replace(LIMITS, wall_ms=50) if outcome is Outcome.WALL_LIMIT else LIMITS
+        assert (await run(engine, "", limits=limits)).outcome is outcome
+
+
+def stopping(outcome: Outcome) -> Script:
+    async def script(wire: Wire) -> None:
+        inv = await wire.invoked()
+        if outcome in (Outcome.CANCELLED, Outcome.WALL_LIMIT):
+            await wire.raw(calls(inv, 1))
+            await wire.until(Type.CANCEL)
+            await wire.raw(error(inv, "cancelled"))
+        else:
+            await wire.raw(error(inv, outcome))
+        inv = (await wire.until(Type.INVOKE))[1]
+        await wire.raw(result(inv, b'"the same child"'))
+
+    return script
+
+
+STOPPED = [Outcome.CANCELLED, Outcome.WALL_LIMIT, Outcome.CPU_LIMIT, Outcome.MEMORY_LIMIT]
+
+
+@pytest.mark.parametrize("outcome", STOPPED)
+async def test_a_realm_that_was_stopped_in_the_middle_is_not_run_again(outcome: Outcome) -> None:
+    async with engine_of(stopping(outcome), kind=Kind(renews_itself=False)) as (engine, _):
+        await stopped(engine, outcome)
+        assert (await run(engine, "")).value == b"1"
+
+
+@pytest.mark.parametrize("outcome", STOPPED[:3])
+async def test_a_child_that_makes_itself_a_new_realm_goes_on(outcome: Outcome) -> None:
+    async with engine_of(stopping(outcome)) as (engine, _):
+        await stopped(engine, outcome)
+        assert (await run(engine, "")).value == b'"the same child"'
 
 
 async def test_a_zygote_that_cannot_fork_sheds_load_and_keeps_what_is_warm() -> None:

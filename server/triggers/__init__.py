@@ -1,0 +1,1 @@
+"""Triggers: which of them an event runs."""

@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from atlas.events.v1 import events_service_pb2_grpc
 from atlas.functions.v1 import functions_service_pb2_grpc, invocation_service_pb2_grpc
 from atlas.health.v1 import health_service_pb2_grpc
 from atlas.metrics.v1 import metrics_service_pb2_grpc
@@ -23,6 +24,7 @@ from atlas.runs.v1 import runs_service_pb2_grpc
 from engines.build import build
 from engines.contract import Invocation, Outcome, Program
 from server import parts, process
+from server.events.publisher import Publisher
 from server.functions.asynchronous import AsyncRuns
 from server.functions.deploy import Deployer
 from server.functions.downloads import Downloads
@@ -33,6 +35,7 @@ from server.postgres.control import Pool
 from server.process import Stopping
 from server.rpc.access import METHODS, Gate
 from server.rpc.boundary import Boundary
+from server.rpc.events import EventService
 from server.rpc.functions import FunctionService
 from server.rpc.health import HealthService, Probe
 from server.rpc.invocations import InvocationService
@@ -124,6 +127,8 @@ async def _add_services(boundary: Boundary, started: Parts, tail: Tail, stack: A
     idempotency = Idempotency(started.pool)
     stack.push_async_callback(idempotency.close)
     await idempotency.start()
+    publisher = Publisher(started.bus, started.settings)
+    await publisher.start()
     reader = Reader(started.pool, started.peers, queue)
     invocations = InvocationService(started.invoker(started.recorder), queue, idempotency)
     probes = await _probes(started)
@@ -137,6 +142,7 @@ async def _add_services(boundary: Boundary, started: Parts, tail: Tail, stack: A
     metrics = MetricsService(started.settings.metrics_dir, started.metrics.numbers)
     boundary.add(invocation_service_pb2_grpc.add_InvocationServiceServicer_to_server, invocations)
     boundary.add(runs_service_pb2_grpc.add_RunServiceServicer_to_server, RunService(reader, tail, started.catalog))
+    boundary.add(events_service_pb2_grpc.add_EventServiceServicer_to_server, EventService(publisher))
     boundary.add(metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server, metrics)
     boundary.add(functions_service_pb2_grpc.add_FunctionServiceServicer_to_server, functions)
     boundary.add(projects_service_pb2_grpc.add_ProjectServiceServicer_to_server, ProjectService(started.projects))

@@ -32,19 +32,21 @@ def parse_id(field: str, value: str) -> str:
     return lowered
 
 
-def parse_name(field: str, value: str, *, required: bool = True) -> str:
-    """A label for people: 1 (0 unless required) to 100 characters in one line, not blank."""
+def parse_name(field: str, value: str, *, required: bool = True, most: int = MAX_NAME_CHARS) -> str:
+    """A label for people: 1 (0 unless required) to `most` characters in one line, not blank."""
     if required and not value:
-        raise InvalidArgument(field, f"{field} is missing; it must have 1 to {MAX_NAME_CHARS} characters")
+        raise InvalidArgument(field, f"{field} is missing; it must have 1 to {most} characters")
     if value and not value.strip():
         raise InvalidArgument(field, f"{field} is blank; it must have a visible character")
-    if len(value) > MAX_NAME_CHARS:
+    if len(value) > most:
         raise InvalidArgument(
             field,
-            f"{field} has {len(value)} characters; at most {MAX_NAME_CHARS} are allowed",
+            f"{field} has {len(value)} characters; at most {most} are allowed",
             used=str(len(value)),
-            allowed=str(MAX_NAME_CHARS),
+            allowed=str(most),
         )
+    if value.isascii() and value.isprintable():
+        return value
     for place, char in enumerate(value):
         if unicodedata.category(char) in _UNPRINTABLE:
             raise InvalidArgument(

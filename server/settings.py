@@ -80,6 +80,18 @@ class Settings:
         default=1, metadata=_doc("Worker processes: asynchronous runs, run records", low=1, high=64)
     )
 
+    events_keep_hours: int = field(
+        default=72, metadata=_doc("How long events are kept, run or not, hours", low=1, high=8760)
+    )
+    events_keep_mb: int = field(
+        default=1024,
+        metadata=_doc(
+            "How much of them is kept, MiB; when it is full of events not yet run, publishing is refused",
+            low=16,
+            high=1_000_000,
+        ),
+    )
+
     # What operators see
     runs_keep_hours: int = field(
         default=72, metadata=_doc("How long records of runs are kept, hours", low=1, high=8760)

@@ -100,6 +100,12 @@ class OwnNats:
             self.running.stop()
             self.running = None
 
+    def kill(self) -> None:
+        """It has no time to write anything."""
+        if self.running is not None:
+            self.running.kill()
+            self.stop()
+
 
 @pytest.fixture
 def own_nats(stack_dir: Path) -> Iterator[OwnNats]:

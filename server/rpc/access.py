@@ -24,6 +24,7 @@ class Access(Enum):
 _FUNCTIONS: Final = "/atlas.functions.v1.FunctionService/"
 _INVOCATIONS: Final = "/atlas.functions.v1.InvocationService/"
 _RUNS: Final = "/atlas.runs.v1.RunService/"
+_EVENTS: Final = "/atlas.events.v1.EventService/"
 _PROJECTS: Final = "/atlas.projects.v1.ProjectService/"
 
 METHODS: Final[Mapping[str, Access]] = {
@@ -47,6 +48,8 @@ METHODS: Final[Mapping[str, Access]] = {
     _RUNS + "CancelRun": Access.SERVICE,
     _RUNS + "TailRuns": Access.SERVICE,
     _RUNS + "TailRunsHttp": Access.SERVICE,
+    _EVENTS + "PublishEvents": Access.SERVICE,
+    _EVENTS + "PublishEventsHttp": Access.SERVICE,
     _PROJECTS + "CreateProject": Access.ADMIN,
     _PROJECTS + "GetProject": Access.ADMIN,
     _PROJECTS + "ListProjects": Access.ADMIN,

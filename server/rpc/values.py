@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Final
 
@@ -25,6 +26,12 @@ def to_json(value: struct_pb2.Value, *, field: str) -> bytes:
     InvalidArgument for numbers that JSON does not have, and for more than MAX_VALUES values.
     """
     return orjson.dumps(_Plain(field).of(value))
+
+
+def to_json_each(values: Iterable[struct_pb2.Value], *, field: str) -> list[bytes]:
+    """JSON texts of Values that share the bound of MAX_VALUES. InvalidArgument as for one."""
+    plain = _Plain(field)
+    return [orjson.dumps(plain.of(value)) for value in values]
 
 
 def fill_from_json(value: struct_pb2.Value, text: bytes) -> None:

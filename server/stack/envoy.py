@@ -24,6 +24,7 @@ SERVICES: Final = (
     "atlas.functions.v1.FunctionService",
     "atlas.functions.v1.InvocationService",
     "atlas.runs.v1.RunService",
+    "atlas.events.v1.EventService",
     "atlas.metrics.v1.MetricsService",
     "atlas.health.v1.HealthService",
 )

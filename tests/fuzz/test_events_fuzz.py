@@ -1,0 +1,72 @@
+"""Any bytes are an event or InvalidArgument; and what is an event stays one when it is written again."""
+
+import contextlib
+import json
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.errors import InvalidArgument
+from server.events.drafts import events_of, parse_body
+from server.events.envelope import decode, encode
+from server.events.json_text import Json, JsonError, elements, members, read
+
+PROJECT = "5f0f9f0e-0000-4000-8000-000000000001"
+RUN = "5f0f9f0e-0000-4000-8000-000000000002"
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+LEAST = {"id": "e", "type": "a.b", "project_id": PROJECT, "time": "2026-03-01T12:00:00Z", "source": "x", "data": 1}
+CAUSE = {"run_id": RUN, "depth": 1}
+NAMES = [*LEAST, "subject", "cause", "trigger_id", "op", "schema", "table", "old", "changed", "unavailable", "lsn"]
+odd = st.sampled_from(["cron", "cdc.INSERT.x", "INSERT", RUN, "0/0", CAUSE, ["a"], "", "\ud800", 10**400]) | values
+spaces = st.sampled_from([None, 1])
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes(raw: bytes) -> None:
+    _tried(raw)
+
+
+@settings(max_examples=400)
+@given(st.dictionaries(st.sampled_from(NAMES), odd, max_size=6), spaces, st.booleans())
+def test_any_members(changed: dict[str, object], indent: int | None, ascii_only: bool) -> None:
+    _tried(json.dumps({**LEAST, **changed}, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass"))
+
+
+@given(values, spaces)
+def test_parts_are_what_the_whole_is(value: object, indent: int | None) -> None:
+    whole = read(json.dumps(value, indent=indent).encode())
+    assert whole.value == value
+    if isinstance(value, dict):
+        assert {name: _again(part) for name, part in members(whole).items()} == value
+    elif isinstance(value, list):
+        assert [_again(part) for part in elements(whole)] == value
+
+
+@given(st.text(alphabet='{}[]",: \n\\0-.eEtrufalsn', max_size=30))
+def test_what_is_read_is_json(text: str) -> None:
+    try:
+        found = read(text.encode())
+    except JsonError:
+        return
+    assert found.value == json.loads(text)
+
+
+def _again(part: Json) -> object:
+    assert json.loads(part.text) == part.value
+    return part.value
+
+
+def _tried(raw: bytes) -> None:
+    try:
+        event = decode(raw)
+    except InvalidArgument:
+        pass
+    else:
+        assert decode(encode(event)) == event
+    with contextlib.suppress(InvalidArgument):
+        events_of(PROJECT, parse_body(raw))

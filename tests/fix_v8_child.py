@@ -69,7 +69,7 @@ class V8Child(Child):
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
                     stderr=subprocess.DEVNULL,
-                    env={"DENO_DIR": "/nonexistent"},
+                    env={"DENO_DIR": "/dev/null"},
                     start_new_session=True,
                 )
         ours.settimeout(20)

@@ -7,7 +7,7 @@ _MAIN = program.HERE + "/deno_main.js"
 _REHEARSAL = program.HERE + "/deno_rehearsal.mjs"
 
 _ENVIRONMENT = {
-    "DENO_DIR": "/nonexistent",  # it keeps its caches in memory when it cannot write them
+    "DENO_DIR": "/dev/null",  # it keeps its caches in memory when it cannot write them
     "DENO_NO_UPDATE_CHECK": "1",
     "NO_COLOR": "1",
 }

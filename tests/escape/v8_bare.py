@@ -21,7 +21,7 @@ def preload(engine: str) -> Confinement:
             [engine, "run", "--quiet", "--allow-all", "--unstable-net", "--no-config", "--no-lock", SCRIPT],
             (0, 1),
         )
-        environment = {"DENO_DIR": "/nonexistent"}
+        environment = {"DENO_DIR": "/dev/null"}
     execution = Execution(
         command=lambda _: [*command, engine], rehearsal=[*command, engine], environment=environment, sockets=sockets
     )

@@ -20,7 +20,7 @@ from engines.runtimes import Runtime
 from engines.sourcemap import translate_stack
 from engines.v8.builtins import BUILTINS
 from tests.fix_sandbox import Silence
-from tests.fix_wasm_engine import wasm_engine
+from tests.fix_wasm_engine import REAL_JAVY, wasm_engine
 
 MIB: Final = 1024 * 1024
 LIMITS: Final = Limits(wall_ms=5_000, cpu_ms=5_000, memory_bytes=64 * MIB, fetch_calls=5, fuel=10_000_000_000)
@@ -73,6 +73,10 @@ class Site:
     def __repr__(self) -> str:
         return f"<Site {self.name}>"
 
+    @property
+    def is_wasm(self) -> bool:
+        return self.name in ("wasm", "javy")
+
     async def deploy(
         self, source: str, *, language: Language = "javascript", project: str = PROJECT, fresh: bool = False
     ) -> Deployed:
@@ -103,8 +107,8 @@ def _quickjs(cache: Path) -> Runtime:
     return Runtime(engine=QuickJS(spares=1, max_children=8, max_children_per_project=6, queue_ms=5_000), build=build)
 
 
-def _wasm(cache: Path) -> Runtime:
-    engine = wasm_engine(max_children=8, max_children_per_project=6)
+def _wasm(cache: Path, javy: str = "") -> Runtime:
+    engine = wasm_engine(max_children=8, max_children_per_project=6, javy=javy)
     return Runtime(engine=engine, build=engine.build, accept=engine.accept, standalone=engine.standalone)
 
 
@@ -124,10 +128,15 @@ RUNTIMES: Final[dict[str, Callable[[Path], Runtime]]] = {
 }
 WITH_HOST: Final = [name for name in RUNTIMES if name != "wasm"]
 """Runtimes that have `atlas.*`."""
+BATTERY: Final[dict[str, Callable[[Path], Runtime]]] = {
+    **RUNTIMES,
+    **({"javy": partial(_wasm, javy=REAL_JAVY)} if REAL_JAVY else {}),
+}
+"""What the battery runs on: Javy's modules too, where there is a Javy."""
 
 
 async def _started(name: str, cache: Path) -> AsyncIterator[Site]:
-    runtime = RUNTIMES[name](cache)
+    runtime = BATTERY[name](cache)
     await runtime.engine.start()
     try:
         yield Site(name, runtime)
@@ -135,9 +144,9 @@ async def _started(name: str, cache: Path) -> AsyncIterator[Site]:
         await runtime.engine.close()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=list(RUNTIMES))
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=list(BATTERY))
 async def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
-    """Each runtime in turn, one engine a module."""
+    """What the battery runs on in turn, one engine a module."""
     async for started in _started(request.param, tmp_path_factory.mktemp("compiled")):
         yield started
 

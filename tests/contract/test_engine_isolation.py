@@ -19,7 +19,7 @@ OTHER_PROJECT = "00000000-0000-4000-8000-000000000002"
 async def test_module_state_stays_where_it_is_warm(site: Site) -> None:
     deployed = await site.deploy(COUNTER)
     counts = [json.loads((await deployed()).value) for _ in range(3)]
-    assert counts == ([1, 1, 1] if site.name == "wasm" else [1, 2, 3])
+    assert counts == ([1, 1, 1] if site.is_wasm else [1, 2, 3])
 
 
 async def test_fresh_means_a_new_world_every_time(site: Site) -> None:

@@ -40,7 +40,7 @@ async def test_what_does_not_end_is_ended(site: Site, source: str) -> None:
     began_s = loop.time()
     result = await deployed(limits=SMALL)
     assert loop.time() - began_s < 4
-    expected = {Outcome.FUEL_LIMIT} if site.name == "wasm" else {Outcome.WALL_LIMIT, Outcome.CPU_LIMIT}
+    expected = {Outcome.FUEL_LIMIT} if site.is_wasm else {Outcome.WALL_LIMIT, Outcome.CPU_LIMIT}
     assert result.outcome in expected, result
     assert result.limit is not None
     assert result.limit.used >= result.limit.allowed * 0.9

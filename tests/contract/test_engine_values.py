@@ -132,4 +132,4 @@ async def test_metrics_tell_what_was_used(site: Site) -> None:
     assert result.value == b"100000"
     assert 0 < metrics.wall_ms < 5_000
     assert 0 < metrics.memory_bytes <= 64 * 1024 * 1024
-    assert (metrics.fuel_consumed is not None) == (site.name == "wasm")
+    assert (metrics.fuel_consumed is not None) == (site.is_wasm)

@@ -105,6 +105,8 @@ class Tail:
         InvalidArgument for a bad filter, ResourceExhausted above WATCHERS_PER_PROJECT, Unavailable while NATS is away.
         """
         wanted = wanted.checked()
+        if not self._bus.connected:  # subscribing would not fail: the client does that again when it is connected
+            raise _away()
         watching = self._watchers.setdefault(project_id, set())
         if len(watching) >= WATCHERS_PER_PROJECT:
             raise ResourceExhausted(
@@ -145,11 +147,7 @@ class Tail:
                     await subscription.unsubscribe()
             except stream.AWAY as why:
                 if self._watchers:
-                    raise Unavailable(
-                        "Runs cannot be watched while the event bus is away; try again",
-                        reason="EVENT_BUS_UNAVAILABLE",
-                        retry_after_ms=1_000,
-                    ) from why
+                    raise _away() from why
 
     async def _hear(self, message: Msg) -> None:
         name = (message.headers or {}).get("Nats-Msg-Id")
@@ -169,3 +167,11 @@ class Tail:
         size_bytes = 1_000 + sum(len(line.text) for line in record.logs)
         for watcher in watching:
             watcher.offer(record, size_bytes)
+
+
+def _away() -> Unavailable:
+    return Unavailable(
+        "Runs cannot be watched while the event bus is away; try again",
+        reason="EVENT_BUS_UNAVAILABLE",
+        retry_after_ms=1_000,
+    )

@@ -118,7 +118,8 @@ class Meter:
     def _late(self) -> Failure:
         cpu_ms, wall_ms = self.cpu_us / 1000, self.wall_us / 1000
         if wall_ms < self._wall_ms:  # the wall's timer is exact, the other's is not
-            return Failure("cpu_limit", "CpuLimit", f"CPU time limit of {self._cpu_ms:g} ms exceeded", used=cpu_ms)
+            used_ms = max(cpu_ms, self._cpu_ms)  # its timer counts in ticks, which may be a millisecond early
+            return Failure("cpu_limit", "CpuLimit", f"CPU time limit of {self._cpu_ms:g} ms exceeded", used=used_ms)
         return Failure("wall_limit", "WallLimit", f"Time limit of {self._wall_ms:g} ms exceeded", used=wall_ms)
 
     def _refused(self, message: str) -> Failure:

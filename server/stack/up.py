@@ -1,7 +1,7 @@
 """`python -m server up`: the whole stack in the foreground, until Ctrl-C.
 
     lock → Postgres, NATS, Valkey → databases, migrations, default project → API and worker processes → Envoy → ready
-                                     (a server whose variable points elsewhere is not started)
+    (a server whose variable points elsewhere is not started)               ╰→ the Wasm engine, the first time
 
 It ends with 0 when it was asked to, else with 1 and the reason. Nothing it started is left behind.
 """
@@ -24,6 +24,7 @@ from server.stack import bootstrap, orphans
 from server.stack.account import AccountError
 from server.stack.address import PortTaken, require_free, shown_url, wait_healthy
 from server.stack.credentials import CredentialsError, credentials
+from server.stack.engine import building
 from server.stack.launch import start_own, start_servers
 from server.stack.lock import AlreadyRunning, locked
 from server.stack.logfiles import Warnings, rotate
@@ -103,6 +104,7 @@ async def _live(settings: Settings, home: Places, supervisor: Supervisor) -> Non
         admin_key=secrets.admin_key,
         master_key=secrets.master_key,
         functions_dir=settings.functions_dir.absolute(),
+        engine_cache_dir=settings.engine_cache_dir.absolute(),
         state_dir=home.state,
     )
     settings = await start_servers(settings, home, secrets, supervisor)
@@ -116,10 +118,11 @@ async def _live(settings: Settings, home: Places, supervisor: Supervisor) -> Non
     )
     bootstrap.write_env(home.env_file, env)
     ready("databases", time.monotonic() - first_s, f"{len(applied)} migrations applied" if applied else "")
-    logs = await start_own(settings, home, supervisor)
-    await wait_healthy(settings)
-    banner(home, env, time.monotonic() - began_s)
-    await _watch(home, supervisor, Warnings(logs, say))
+    async with building(settings.engine_cache_dir):
+        logs = await start_own(settings, home, supervisor)
+        await wait_healthy(settings)
+        banner(home, env, time.monotonic() - began_s)
+        await _watch(home, supervisor, Warnings(logs, say))
 
 
 async def _watch(home: Places, supervisor: Supervisor, warnings: Warnings) -> None:

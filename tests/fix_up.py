@@ -67,8 +67,11 @@ class Stack:
     def start(self) -> "Stack":
         """Start it and wait until it says that it is ready."""
         self.launch()
-        self.until(lambda: "\nReady in " in self.said, READY_S, "it is not ready")
+        self.wait_ready()
         return self
+
+    def wait_ready(self) -> None:
+        self.until(lambda: "\nReady in " in self.said, READY_S, "it is not ready")
 
     def launch(self) -> None:
         # In a session of its own it would outlive killed tests: the kernel stops it.

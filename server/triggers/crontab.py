@@ -7,10 +7,10 @@
 
 A range runs upward and a step is no longer than its field: what other crons wrap around or quietly round is refused,
 and so are the extensions of single products (L W # ? H ~, seconds, years, @reboot, @every), which the next one reads
-differently. When both day fields are restricted, either one is enough; `*` and `*/1` restrict nothing.
+differently. A day field is restricted unless it has `*` or `*/1` in it; when both are, either one is enough.
 
-croniter, the known library, is the oracle of the tests and not the parser: it takes all of these extensions, and reads
-`9-9` as every hour.
+croniter, the known library, is the oracle of the tests and not the parser: it takes all of these extensions, reads
+`9-9` as every hour, and `0 0 2 * */1` as every day.
 """
 
 import re
@@ -116,7 +116,7 @@ def _parse(text: str) -> Crontab:
             f"or be one of {', '.join(MACROS)}"
         )
     minutes, hours, days, months, weekdays = (_parse_part(part, word) for part, word in zip(_PARTS, words, strict=True))
-    by_month, by_week = (word not in ("*", "*/1") for word in (words[2], words[4]))
+    by_month, by_week = ({"*", "*/1"}.isdisjoint(word.split(",")) for word in (words[2], words[4]))
     longest = max(_LONGEST[month] for month in range(1, 13) if months >> month & 1)
     if by_month and not by_week and not days & (2 << longest) - 1:
         raise _BrokenRule("it would never run, as none of its months has such a day")

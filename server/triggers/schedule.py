@@ -72,11 +72,15 @@ def parse_schedule(config: Mapping[str, object], field: str = "config") -> Sched
     )
 
 
-def next_runs(schedule: Schedule, after: datetime, count: int) -> list[datetime]:
-    """The next firings later than `after`, in UTC: `count` (1 to MAX_PREVIEW) of them, or all of PREVIEW_DAYS."""
+def next_runs(schedule: Schedule, after: datetime, count: int, until: datetime | None = None) -> list[datetime]:
+    """The next firings later than `after`, in UTC: `count` (1 to MAX_PREVIEW) of them, or all up to `until`.
+
+    Without `until`, or with a later one, the search ends after PREVIEW_DAYS.
+    """
     if not 1 <= count <= MAX_PREVIEW:
         raise ValueError(f"count is {count}; it must be from 1 to {MAX_PREVIEW}")
-    return list(islice(_firings(schedule, after, after + PREVIEW_DAYS * _DAY), count))
+    horizon = after + PREVIEW_DAYS * _DAY
+    return list(islice(_firings(schedule, after, min(until or horizon, horizon)), count))
 
 
 def due(schedule: Schedule, from_exclusive: datetime, to_inclusive: datetime) -> list[datetime]:
@@ -136,15 +140,14 @@ def _day_may_fire(schedule: Schedule, at: datetime) -> bool:
 
 def _candidates(schedule: Schedule, at: datetime, end: datetime) -> list[datetime]:
     """The minutes from `at` until `end`, an hour at most, without those that a clock at rest rules out."""
-    crontab = schedule.crontab
-    minutes = [at + n * _MINUTE for n in range((end - at) // _MINUTE)]
-    before, last = (at - _MINUTE).astimezone(schedule.zone), minutes[-1].astimezone(schedule.zone)
+    crontab, zone, size = schedule.crontab, schedule.zone, (end - at) // _MINUTE
+    before, last = (at - _MINUTE).astimezone(zone), (end - _MINUTE).astimezone(zone)
     if before.utcoffset() != last.utcoffset():
-        return minutes
-    first = at.astimezone(schedule.zone)
+        return [at + n * _MINUTE for n in range(size)]
+    first = at.astimezone(zone)
     if not (crontab.hours >> first.hour | crontab.hours >> last.hour) & 1:
         return []
-    return [minute for n, minute in enumerate(minutes) if crontab.minutes >> (first.minute + n) % 60 & 1]
+    return [at + n * _MINUTE for n in range(size) if crontab.minutes >> (first.minute + n) % 60 & 1]
 
 
 # The other keys

@@ -11,7 +11,7 @@ A tick is a pair (trigger, minute). Each minute a scheduler looks at the minutes
     the tick                                     verdict
     not later than the trigger's `since`         not a tick of this trigger
     already among `fired` or `unfinished`        nothing: it has its delivery
-    later than GRACE_S and than catch_up_s       missed, counted in one Missed a trigger
+    as old as GRACE_S and as catch_up_s          missed, counted in one Missed a trigger
     in time, overlap allow                       FIRE
     in time, overlap skip                        the newest: FIRE, unless an earlier tick is unfinished, then OVERLAP
                                                  older ones that are due with it: OVERLAP
@@ -146,7 +146,7 @@ def _missed(trigger: CronTrigger, after: datetime, until: datetime) -> Missed | 
         return None
     start = max(after, until - timedelta(seconds=MAX_CATCH_UP_S))
     searched = [minute for minute in due(trigger.schedule, start, until) if not trigger.has_delivery(minute)]
-    earlier = [minute for minute in next_runs(trigger.schedule, after, 1) if after < minute <= start]
+    earlier = next_runs(trigger.schedule, after, 1, until=start)
     if not (earlier or searched):
         return None
     return Missed(trigger.id, (earlier + searched)[0], searched[-1] if searched else None, len(searched))

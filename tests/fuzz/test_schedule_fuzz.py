@@ -50,7 +50,17 @@ def fields(first: int, last: int) -> st.SearchStrategy[str]:
     return st.just("*") | st.lists(items(first, last), min_size=1, max_size=3).map(",".join)
 
 
-SCHEDULES = st.tuples(fields(0, 59), fields(0, 23), fields(1, 31), fields(1, 12), fields(0, 6)).map(" ".join)
+def values(first: int, last: int) -> st.SearchStrategy[str]:
+    return st.lists(st.integers(first, last).map(str), min_size=1, max_size=3).map(",".join)
+
+
+# What makes two day fields restricted is read in as many ways as there are crons; for plain values all agree
+DAYS = st.one_of(
+    st.tuples(fields(1, 31), fields(1, 12), st.just("*")),
+    st.tuples(st.just("*"), fields(1, 12), fields(0, 6)),
+    st.tuples(values(1, 31), fields(1, 12), values(0, 6)),
+)
+SCHEDULES = st.tuples(st.tuples(fields(0, 59), fields(0, 23)), DAYS).map(lambda parts: " ".join(parts[0] + parts[1]))
 OFTEN = st.tuples(fields(0, 59), fields(0, 23), st.just("*"), st.just("*"), fields(0, 6)).map(" ".join)
 
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from server.triggers.schedule import due, parse_schedule
+from server.triggers.schedule import due, next_runs, parse_schedule
 
 BERLIN, NEW_YORK, LORD_HOWE, APIA = "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Pacific/Apia"
 
@@ -85,3 +85,17 @@ def test_every_minute_is_every_real_minute(zone: str, day: str, minutes: int) ->
     firings = due(plan, start, end)
     assert len(firings) == minutes
     assert firings == [start + n * timedelta(minutes=1) for n in range(1, minutes + 1)]
+
+
+@pytest.mark.parametrize(
+    ("zone", "text", "firing"),
+    [
+        ("Pacific/Kiritimati", "0 0 * * mon", "2026-07-05T10:00Z"),  # 14 hours ahead of UTC: there it is Monday
+        ("Pacific/Kiritimati", "0 23 * * mon", "2026-07-06T09:00Z"),
+        ("Pacific/Pago_Pago", "0 1 * * mon", "2026-07-06T12:00Z"),
+        ("Pacific/Pago_Pago", "0 23 * * mon", "2026-07-07T10:00Z"),  # 11 hours behind: there it is Monday still
+    ],
+)
+def test_a_day_is_a_day_of_the_zone(zone: str, text: str, firing: str) -> None:
+    plan = parse_schedule({"schedule": text, "timezone": zone})
+    assert next_runs(plan, datetime(2026, 7, 3, tzinfo=UTC), 1) == [datetime.fromisoformat(firing)]

@@ -32,6 +32,7 @@ def at(text: str) -> datetime:
         ("0 0 * * FRI-SUN", ["2026-07-03T00:00Z", "2026-07-04T00:00Z", "2026-07-05T00:00Z", "2026-07-10T00:00Z"]),
         ("0 0 * * 7", ["2026-07-05T00:00Z"]),
         ("0 0 * * 0-7/7", ["2026-07-05T00:00Z", "2026-07-12T00:00Z"]),
+        ("0 0 * * 7/2", ["2026-07-05T00:00Z", "2026-07-12T00:00Z"]),
         ("0 0 31 * *", ["2026-07-31T00:00Z", "2026-08-31T00:00Z", "2026-10-31T00:00Z"]),
         ("0 0 29 2 *", ["2028-02-29T00:00Z", "2032-02-29T00:00Z"]),
         ("0 0 31 2 1", ["2027-02-01T00:00Z", "2027-02-08T00:00Z"]),
@@ -57,6 +58,7 @@ def test_the_fields(text: str, firings: list[str]) -> None:
         ("0 0 13 * 5", [2, 9, 13, 16, 23, 30]),  # both restricted: either
         ("0 0 */10 * 5", [1, 2, 9, 11, 16, 21, 23, 30, 31]),  # a step restricts as well
         ("0 0 */1 * 5", [2, 9, 16, 23, 30]),  # but not this one
+        ("0 0 13,* * 5", [2, 9, 16, 23, 30]),
         ("0 0 1-31 * 5", list(range(1, 32))),  # POSIX: only the asterisk is no restriction
     ],
 )
@@ -196,3 +198,9 @@ def test_a_preview_ends_with_its_horizon() -> None:
     leap_days = next_runs(schedule("0 0 29 2 *"), at("2026-07-01T00:00Z"), MAX_PREVIEW)
     assert [day.year for day in leap_days] == [2028, 2032, 2036, 2040, 2044]
     assert next_runs(schedule("0 0 29 2 *"), at("2096-03-01T00:00Z"), 1) == [at("2104-02-29T00:00Z")]
+
+
+def test_a_preview_ends_where_it_is_told() -> None:
+    start, end = at("2026-07-01T00:00Z"), at("2026-07-03T00:00Z")
+    assert next_runs(schedule("@daily"), start, 9, until=end) == [at("2026-07-02T00:00Z"), end]
+    assert next_runs(schedule("@daily"), end, 9, until=start) == []

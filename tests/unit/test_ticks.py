@@ -128,6 +128,13 @@ def test_a_longer_pause_misses_what_is_older() -> None:
     assert after_pause(600, trigger("30 12 * * *")) == ([], [], None)
 
 
+def test_a_look_that_could_not_be_published_in_time_misses_no_more_than_it_looked_at() -> None:
+    window = Look(*minutes(-1, 0))
+    assert decide(trigger(), window, NOON + timedelta(minutes=10)) == ([], lost(0, 0, 1))
+    ticks, missed = decide(trigger(catch_up_s=660), window, NOON + timedelta(minutes=10))
+    assert ([tick.minute for tick in ticks], missed) == (minutes(0), None)
+
+
 def test_missed_ticks_are_caught_up_within_the_window() -> None:
     hourly = trigger("0 * * * *", catch_up_s=2 * 3600)
     assert after_pause(301, hourly) == (minutes(-60, 0), [], lost(-300, -120, 4))
@@ -195,8 +202,9 @@ def test_queue_fires_until_too_many_wait() -> None:
     nearly_full = trigger(overlap="queue", catch_up_s=600, unfinished=minutes(*range(-MAX_QUEUED - 8, -10)))
     assert len(nearly_full.unfinished) == MAX_QUEUED - 2
     assert after_pause(4, nearly_full) == (minutes(-3, -2), minutes(-1, 0), None)
-    full = trigger(overlap="queue", unfinished=minutes(*range(-MAX_QUEUED - 18, -10)))
-    assert after_pause(1, full) == ([], minutes(0), None)
+    overfull = trigger(overlap="queue", catch_up_s=600, unfinished=minutes(*range(-MAX_QUEUED - 12, -10)))
+    assert len(overfull.unfinished) == MAX_QUEUED + 2
+    assert after_pause(4, overfull) == ([], minutes(-3, -2, -1, 0), None)
 
 
 # All together

@@ -63,6 +63,9 @@ WORKER_SPARES: Final = 1
 MOST_V8: Final = 16
 """Node and Deno children of one process: each has some 13 MB of its own before it does anything."""
 
+MOST_V8_PER_PROJECT: Final = 12
+"""So that one project's long runs are not all that runs."""
+
 
 WASM_PATIENCE_S: Final = 60.0
 """How long a call waits for the Wasm engine to be built: less than Envoy waits for the call."""
@@ -215,11 +218,12 @@ async def _start_runtimes(settings: Settings, stack: AsyncExitStack, role: str) 
         **bounds,
     )
     build_for_v8 = partial(build, builtins=BUILTINS)
+    v8: _Bounds = {**bounds, "max_children_per_project": min(bounds["max_children_per_project"], MOST_V8_PER_PROJECT)}
     runtimes = {
         "quickjs": Runtime(engine=quickjs, build=build),
         "wasm": Runtime(engine=wasm, build=wasm.build, accept=wasm.accept, standalone=wasm.standalone),
-        "node": Runtime(engine=Lazy(Node(max_children=min(most, MOST_V8), **bounds)), build=build_for_v8),
-        "deno": Runtime(engine=Lazy(Deno(max_children=min(most, MOST_V8), **bounds)), build=build_for_v8),
+        "node": Runtime(engine=Lazy(Node(max_children=min(most, MOST_V8), **v8)), build=build_for_v8),
+        "deno": Runtime(engine=Lazy(Deno(max_children=min(most, MOST_V8), **v8)), build=build_for_v8),
     }
     for runtime in runtimes.values():
         stack.push_async_callback(runtime.engine.close)

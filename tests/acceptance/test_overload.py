@@ -1,11 +1,13 @@
-"""A server with one sandbox to give: who finds none within the queue's deadline is told to come back, and when."""
+"""More calls than sandboxes: who finds none in time is told to come back, and when; no project takes them all."""
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
-from tests.fix_clients import Rest
+from server.parts import MOST_V8, MOST_V8_PER_PROJECT
+from tests.fix_clients import Rest, eventually
 from tests.fix_up import Stack
 
 
@@ -31,3 +33,21 @@ def test_overload_is_503_with_the_delay_to_retry_after(make_stack: Callable[...,
         assert error["details"][1]["@type"] == "type.googleapis.com/google.rpc.RetryInfo"
         assert first[0].json()["result"] == "slept"
         assert rest.invoke("sleeper", 0).json()["result"] == "slept"
+
+
+def test_long_runs_of_one_project_leave_room_for_another(new_project: Callable[..., Rest]) -> None:
+    busy, other = new_project(tier="enterprise"), new_project()
+    busy.deployed("export default () => new Promise((done) => setTimeout(done, 10_000))", slug="long", runtime="node")
+    other.deployed("export default () => 'ran'", slug="short", runtime="node")
+    with ThreadPoolExecutor(MOST_V8 + 4) as callers:
+        calls = [callers.submit(busy.invoke, "long") for _ in range(MOST_V8 + 4)]
+
+        def held() -> bool:
+            children = busy.request("GET", "/healthz").json()["sandbox"]["node"]["children"]
+            return bool(children["running"] >= MOST_V8_PER_PROJECT)
+
+        eventually(held)
+        assert other.invoke("short").json()["result"] == "ran"
+        for run in busy.manage("GET", "/runs", params={"state": "running"}).json()["runs"]:
+            busy.manage("POST", f"/runs/{run['id']}:cancel", json={})
+    assert {call.result().status_code for call in calls} <= {499, 503}

@@ -5,26 +5,19 @@ user's own (errors, logs) is cut to size; everything else that breaks a rule rai
 """
 
 import json
-import re
 from dataclasses import dataclass
-from typing import Final, Literal, NoReturn, cast, get_args
+from typing import Final, Literal, NoReturn, cast
 
 import orjson
 
 from engines.contract import Invocation, Limits, LogLine, Outcome, Program, Response, ScriptError
 from engines.frames import LENGTH, MAX_CALLS_IN_FLIGHT, Frame, FrameError, Type, encode
 from engines.json_text import LARGE_BYTES
+from engines.told import LEVELS, MAX_HEADERS, MAX_LOG_LINES, MAX_TOLD_BYTES, MOST, is_header, is_status
 
 NAME_CHARS: Final = 100
 MESSAGE_CHARS: Final = 8 * 1024
 STACK_CHARS: Final = 16 * 1024
-MAX_TOLD_BYTES: Final = 1024 * 1024
-"""All that a frame tells beside a value or arguments: logs, every byte of them escaped, headers and an error."""
-
-MAX_HEADERS: Final = 256
-MAX_LOG_LINES: Final = 4 * 1024
-"""Of one run: 64 KiB, of which the child counts 16 bytes for every line."""
-
 TOO_DEEP: Final = ScriptError(name="RangeError", message="The result is nested more than 1024 levels deep")
 NO_JSON: Final = ScriptError(
     name="RangeError", message="The result is no JSON, or nested more than about 1000 levels deep"
@@ -48,8 +41,6 @@ CHILD_OUTCOMES: Final = frozenset(
 """What a child may say of itself. The rest is for the supervisor to find out."""
 
 _Level = Literal["debug", "info", "log", "warn", "error"]
-_LEVELS: Final = frozenset(get_args(_Level))
-_MOST: Final = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,22 +170,18 @@ def _returned(payload: bytes) -> Returned | Failed:
 
 def _response(told: dict[str, object], body: bytes) -> Response:
     status, pairs = told.get("status"), told.get("headers")
-    if type(status) is not int or not 200 <= status <= 599:
+    if not is_status(status):
         raise FrameError("a status outside 200..599")
     if not isinstance(pairs, list) or len(pairs) > MAX_HEADERS:
         raise FrameError("headers that are no array, or too many")
-    return Response(status=status, headers=tuple(_header(pair) for pair in pairs), body=body)
+    return Response(status=cast(int, status), headers=tuple(_header(pair) for pair in pairs), body=body)
 
 
 def _header(pair: object) -> tuple[str, str]:
     match pair:
-        case [str(name), str(value)] if _TOKEN.fullmatch(name) and not _CONTROL.search(value):
+        case [str(name), str(value)] if is_header(name, value):
             return name, value
     raise FrameError("a malformed header")
-
-
-_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]{1,256}")
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 def _failed(told: dict[str, object]) -> Failed:
@@ -255,7 +242,7 @@ def _meta(told: dict[str, object]) -> Meta:
 
 def _log_line(line: object) -> LogLine:
     match line:
-        case [str(level), str(text), int(at_us) | float(at_us)] if level in _LEVELS and 0 <= at_us <= _MOST:
+        case [str(level), str(text), int(at_us) | float(at_us)] if level in LEVELS and 0 <= at_us <= MOST:
             kept = cast(_Level, level)
             return LogLine(level=kept, text=_well_formed(text), at_ms=at_us / 1000)
     raise FrameError("a malformed log line")
@@ -263,7 +250,7 @@ def _log_line(line: object) -> LogLine:
 
 def _number(told: dict[str, object], name: str) -> float:
     value = told.get(name)
-    if (type(value) is int or type(value) is float) and 0 <= value <= _MOST:
+    if (type(value) is int or type(value) is float) and 0 <= value <= MOST:
         return value
     raise FrameError(f"{name} is no number, or out of range")
 

@@ -18,6 +18,7 @@ from wasmtime import Engine, Module, WasmtimeError
 
 from engines.frames import LENGTH, MAX_PAYLOAD_BYTES, Type
 from engines.quickjs.wire import Wire
+from engines.told import MAX_TOLD_BYTES
 from engines.wasm import profile
 from engines.wasm.call import NO_LOGS, Answer, Call
 from engines.wasm.command import Command
@@ -148,6 +149,8 @@ class _Worker:
     def _answer(self, inv: int, answer: Answer, meter: Meter) -> None:
         kind = f'"response",{answer.head[1:-1]}' if answer.head else '"json"'
         meta = (_meta(kind, answer.logs, meter) + "}").encode("utf-8", "replace")
+        if len(meta) > MAX_TOLD_BYTES:
+            raise Failure("exception", "InternalError", "The logs and headers are too large")
         payload = LENGTH.pack(len(meta)) + meta + answer.value
         if len(answer.value) > self._result_bytes or len(payload) > MAX_PAYLOAD_BYTES:
             used = len(answer.value)
@@ -157,7 +160,10 @@ class _Worker:
     def _fail(self, inv: int, failure: Failure, meter: Meter) -> None:
         used = "" if failure.used is None else f',"used":{failure.used}'
         end = f',"outcome":"{failure.outcome}","error":{json.dumps(failure.error)}{used}}}'
-        self._wire.send(Type.ERROR, inv, (_meta('"json"', failure.logs, meter) + end).encode("utf-8", "replace"))
+        told = (_meta('"json"', failure.logs, meter) + end).encode("utf-8", "replace")
+        if len(told) > MAX_TOLD_BYTES:
+            return self._fail(inv, Failure("exception", "InternalError", "The logs and the error are too large"), meter)
+        return self._wire.send(Type.ERROR, inv, told)
 
 
 def _meta(kind: str, logs: str, meter: Meter) -> str:

@@ -101,10 +101,10 @@ def _form(module: Module) -> str:
     exports = {exported.name: exported.type for exported in module.exports}
     if abi.IMPORT_MODULE in spaces:
         _refuse_imports(module, abi.IMPORT_MODULE, abi.EXPORTS)
-        _require(exports, INIT, FuncType)
+        _require_function(exports, INIT, ["i32"])
         return "linked"
     _refuse_imports(module, wasi.NAMESPACE, wasi.SIGNATURES)
-    _require(exports, "_start", FuncType)
+    _require_function(exports, "_start", [])
     memory = _require(exports, "memory", MemoryType)
     pages = memory.limits.min
     if pages > MAX_MEMORY_PAGES:
@@ -125,6 +125,14 @@ def _require(exports: dict[str, AsExternType], name: str, kind: type[Kind]) -> K
         what = "function" if kind is FuncType else "memory"
         raise _refused(f"It does not export a {what} called {name}; a WASI preview 1 command does")
     return found
+
+
+def _require_function(exports: dict[str, AsExternType], name: str, results: list[str]) -> None:
+    found = _require(exports, name, FuncType)
+    if found.params or [str(kind) for kind in found.results] != results:
+        raise _refused(
+            f"It exports a {name} that takes or answers what it must not; () → ({' '.join(results)}) is called"
+        )
 
 
 def _reason(why: WasmtimeError) -> str:

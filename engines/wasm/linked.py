@@ -4,17 +4,14 @@ Both are instantiated anew for every call. What the guest says is hostile: a pro
 and own all of its memory, and that memory is all it has.
 """
 
-import json
-from binascii import Error as NotBase64
-from binascii import a2b_base64
-
 from wasmtime import Engine, Func, Global, Instance, InstancePre, Linker, Memory, Module
 
-from engines.wasm import abi
+from engines.wasm import abi, testimony
 from engines.wasm.abi import Result, Status
 from engines.wasm.call import NO_LOGS, Answer, Call
 from engines.wasm.exported import OutOfBounds, Window, exported
 from engines.wasm.meter import Failure, Meter
+from engines.wasm.testimony import Lie
 
 
 class Linked:
@@ -88,32 +85,35 @@ class _Guest:
 
     def answer(self, result: Result) -> Answer:
         """What a result says. Raises Failure when it says that the run failed."""
-        logs = self._text(result.logs, result.logs_bytes).decode("utf-8", "replace") if result.logs else NO_LOGS
-        text = self._text(result.text, result.text_bytes)
-        match result.status:
-            case Status.RETURNED:
-                return Answer(text, logs=logs)
-            case Status.RESPONDED:
-                body = _body(self._text(result.body, result.body_bytes))
-                return Answer(body, logs=logs, head=text.decode("utf-8", "replace"))
-        failure = self._failure(result.status, text)
+        try:
+            logs = testimony.logs(self._text(result.logs, result.logs_bytes)) if result.logs else NO_LOGS
+            text = self._text(result.text, result.text_bytes)
+            match result.status:
+                case Status.RETURNED:
+                    return Answer(text, logs=logs)
+                case Status.RESPONDED:
+                    body = testimony.body(self._text(result.body, result.body_bytes))
+                    return Answer(body, logs=logs, head=testimony.head(text))
+            failure = self._failure(result.status, text)
+        except Lie:
+            raise _lies() from None
         failure.logs = logs
         raise failure
 
     def _failure(self, status: int, text: bytes) -> Failure:
         match status:
             case Status.THREW | Status.BAD_INPUT:
-                return Failure("exception", *_error(text))
+                return Failure("exception", *testimony.error(text))
             case Status.LOAD_FAILED | Status.NOT_COMPILED:
-                return Failure("load_failed", *_error(text))
+                return Failure("load_failed", *testimony.error(text))
             case Status.NEVER_SETTLES:
                 message = "The function's promise is pending and nothing is in flight that could settle it"
                 return Failure("never_settles", "NeverSettles", message)
             case Status.OUT_OF_MEMORY:
                 return self._meter.out_of_memory()
-            case Status.TOO_LONG if text[:16].isdigit():
-                return Failure("result_limit", "ResultLimit", "The result is too large", used=int(text[:16]))
-        return _lies()
+            case Status.TOO_LONG if text[:15].isdigit():
+                return Failure("result_limit", "ResultLimit", "The result is too large", used=int(text[:15]))
+        raise Lie
 
     def _function(self, name: str) -> Func:
         return exported(self._exports, name, Func)
@@ -135,20 +135,3 @@ class _Guest:
 
 def _lies() -> Failure:
     return Failure("exception", "InternalError", "The engine's memory is corrupt")
-
-
-def _error(text: bytes) -> tuple[str, str, str, str | None]:
-    try:
-        told = json.loads(text)
-        return told["name"], told["message"], told["stack"], told.get("code")
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        return "Error", "", "", None
-
-
-def _body(tagged: bytes) -> bytes:
-    if tagged[:1] == b"t":
-        return tagged[1:]
-    try:
-        return a2b_base64(tagged[1:])
-    except NotBase64:
-        raise _lies() from None

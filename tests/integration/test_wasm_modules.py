@@ -2,12 +2,15 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import wasmtime
 
 from engines.contract import Outcome
 from engines.runtimes import ModuleRefused
+from engines.wasm.abi import Status
 from engines.wasm.engine import MAX_MODULE_BYTES
 from engines.wasm.wasi import BADF, FAULT, INVAL, SIGNATURES, SPIPE
 from tests.fix_sandbox import MIB
@@ -22,6 +25,7 @@ def wat(text: str) -> bytes:
 
 START = '(func (export "_start"))'
 MEMORY = '(memory (export "memory") 1)'
+ALLOC = '(import "atlas_engine_v1" "atlas_alloc" (func (param i32) (result i32)))'
 
 
 @pytest.mark.parametrize(
@@ -47,6 +51,21 @@ MEMORY = '(memory (export "memory") 1)'
             wat('(module (import "atlas_engine_v1" "exec" (func)) (func (export "atlas_init")))'),
             "imports atlas_engine_v1.exec,",
             id="unknown function of the engine",
+        ),
+        pytest.param(
+            wat(f'(module {MEMORY} (func (export "_start") (param i32)))'), "_start that takes or", id="start of i32"
+        ),
+        *(
+            pytest.param(
+                wat(f"(module {ALLOC} (func $f {init}))"), "atlas_init that takes or", id=f"init: {init[24:40]}"
+            )
+            for init in (
+                '(export "atlas_init")',
+                '(export "atlas_init") (param i32) (result i32) (i32.const 8)',
+                '(export "atlas_init") (result f64) (f64.const 8)',
+                '(export "atlas_init") (result i32 i32) (i32.const 8) (i32.const 8)',
+                '(export "atlas_init") (result funcref) (ref.func $f)',
+            )
         ),
     ],
 )
@@ -190,3 +209,52 @@ async def test_random_bytes_follow_from_module_input_and_project(bench: Bench) -
 async def test_raw_input_arrives_as_it_is(bench: Bench) -> None:
     result = await bench.run(command(ECHO), raw=b'["\xc3\xa4"]', kind="bytes", limits=replace(LIMITS, memory_bytes=MIB))
     assert result.value == b'["\xc3\xa4"]'
+
+
+def forged(status: Status, text: str, *, logs: str = "", body: str = "") -> bytes:
+    """A module that links to the engine and, in the place of what that would say, says this."""
+    stores, data, at = "", "", 2048
+    for field, raw in enumerate(part.encode() for part in (text, logs, body)):
+        for offset, value in ((4, at if raw else 0), (8, len(raw))):
+            stores += f"(i32.store (i32.const {1024 + 8 * field + offset}) (i32.const {value}))"
+        if raw:
+            data += f'(data (i32.const {at}) "{"".join(f"{chr(92)}{byte:02x}" for byte in raw)}")'
+        at += len(raw)
+    link = '(import "atlas_engine_v1" "memory" (memory 1))'
+    stores = f"(i32.store (i32.const 1024) (i32.const {status.value})) {stores}"
+    return wat(f'(module {link} {data} (func (export "atlas_init") (result i32) {stores} (i32.const 1024)))')
+
+
+ERROR = '{"name":"E","message":"m","stack":""}'
+FORGERIES = {
+    "logs": forged(Status.THREW, ERROR, logs='[],"truncated":false,"fuel":1,"memory_bytes":1'),
+    "logs of another outcome": forged(Status.THREW, ERROR, logs='[],"truncated":false,"outcome":"ok","fuel":1'),
+    "logs that are no JSON": forged(Status.THREW, ERROR, logs="[}"),
+    "many logs": forged(Status.THREW, ERROR, logs=f'[{",".join(["[]"] * 5000)}],"truncated":false'),
+    "long logs": forged(Status.THREW, ERROR, logs=f'[["log","{"x" * 1_100_000}",1]],"truncated":false'),
+    "a log line": forged(Status.THREW, ERROR, logs='[["shout","x",1]],"truncated":false'),
+    "a time": forged(Status.THREW, ERROR, logs='[["log","x",NaN]],"truncated":false'),
+    "head": forged(Status.RESPONDED, '{"status":200,"headers":[],"fuel":1,"cpu_us":0}', body="t"),
+    "headers": forged(Status.RESPONDED, '{"status":200,"headers":[["a","b\\r\\nc"]]}', body="t"),
+    "status": forged(Status.RESPONDED, '{"status":99,"headers":[]}', body="t"),
+    "body": forged(Status.RESPONDED, '{"status":200,"headers":[]}', body="b!"),
+    "an error that is none": forged(Status.THREW, '{"name":1,"message":{},"stack":""}'),
+    "a deep error": forged(Status.THREW, "[" * 100_000),
+    "a length": forged(Status.TOO_LONG, "9" * 16),
+    "another status": forged(cast(Status, SimpleNamespace(value=77)), ERROR),
+}
+
+
+@pytest.mark.parametrize("module", FORGERIES.values(), ids=FORGERIES)
+async def test_a_guest_that_owns_its_engine_cannot_speak_for_the_host(
+    bench: Bench, module: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = replace(LIMITS, memory_bytes=4 * MIB)
+    ended = await bench.run(module, limits=limits)
+    fuel = ended.metrics.fuel_consumed
+    assert fuel is not None
+    assert fuel > 10_000
+    assert ended.metrics.memory_bytes > 2 * MIB
+    assert ended.outcome in (Outcome.EXCEPTION, Outcome.OK, Outcome.RESULT_LIMIT)
+    assert "attacks" not in caplog.text
+    assert "died" not in caplog.text

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from engines.frames import LENGTH, Frame, FrameError, Type
-from engines.messages import MAX_HEADERS, MAX_TOLD_BYTES, HostCalls, Returned, parse
+from engines.messages import HostCalls, Returned, parse
+from engines.told import MAX_HEADERS, MAX_TOLD_BYTES
 
 META = {"wall_us": 1, "cpu_us": 1, "memory_bytes": 1, "logs": [], "truncated": False}
 

@@ -120,15 +120,13 @@ def _wall(at: datetime, zone: ZoneInfo) -> datetime:
 
 
 def _firings(schedule: Schedule, after: datetime, until: datetime) -> Iterator[datetime]:
-    at = floor_minute(after) + _MINUTE
-    while at <= until:
+    at, stop = floor_minute(after) + _MINUTE, floor_minute(until) + _MINUTE
+    while at < stop:
         if not _day_may_fire(schedule, at):
             at = at.replace(hour=0, minute=0) + _DAY
             continue
-        end = at.replace(minute=0) + _HOUR
-        for candidate in _candidates(schedule, at, end):
-            if candidate <= until and _fires(schedule, candidate):
-                yield candidate
+        end = min(at.replace(minute=0) + _HOUR, stop)
+        yield from (minute for minute in _candidates(schedule, at, end) if _fires(schedule, minute))
         at = end
 
 

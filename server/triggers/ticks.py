@@ -103,11 +103,11 @@ def look(evaluated: datetime | None, now: datetime) -> Look:
 def decide(trigger: CronTrigger, window: Look, now: datetime) -> tuple[list[Tick], Missed | None]:
     """The ticks of one trigger in `window`, in order, and those that came too late to fire.
 
-    Never more than MAX_CATCH_UP_S of minutes are searched, whatever the window.
+    No more than the ticks of MAX_CATCH_UP_S are listed and of MAX_CATCH_UP_S counted, whatever the window and `now`.
     """
     after = max(window.after, trigger.since)
-    in_time_s = max(GRACE_S, trigger.schedule.catch_up_s)
-    late = min(max(now - timedelta(seconds=in_time_s), after), window.evaluated)
+    in_time = timedelta(seconds=max(GRACE_S, trigger.schedule.catch_up_s))
+    late = min(max(max(now, window.evaluated) - in_time, after), window.evaluated)
     fresh = [minute for minute in due(trigger.schedule, late, window.evaluated) if not trigger.has_delivery(minute)]
     return _without_overlap(trigger, fresh), _missed(trigger, after, late)
 

@@ -204,3 +204,4 @@ def test_a_preview_ends_where_it_is_told() -> None:
     start, end = at("2026-07-01T00:00Z"), at("2026-07-03T00:00Z")
     assert next_runs(schedule("@daily"), start, 9, until=end) == [at("2026-07-02T00:00Z"), end]
     assert next_runs(schedule("@daily"), end, 9, until=start) == []
+    assert len(next_runs(schedule("@yearly"), start, 99, until=start + timedelta(days=50 * 366))) == 20

@@ -102,6 +102,11 @@ def test_a_clock_that_goes_back_a_little_fires_nothing_twice() -> None:
     assert fired == minutes(0, 1, 2, 3, 4)
 
 
+def test_a_clock_that_goes_back_between_look_and_decision_changes_nothing() -> None:
+    window = Look(*minutes(-10 * 1440, 0))
+    assert decide(trigger(), window, NOON - timedelta(days=9)) == decide(trigger(), window, NOON)
+
+
 def test_a_clock_that_was_a_year_ahead_is_put_right_and_ticks_go_on() -> None:
     ahead = NOON + timedelta(days=365)
     window = look(minutes(-1)[0], ahead)

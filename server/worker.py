@@ -5,9 +5,11 @@ Any number of workers share it; one that dies loses nothing, another takes over.
 
 import asyncio
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Final
 
 from server import parts, process
+from server.events import stream
 from server.functions.async_worker import AsyncWorker
 from server.functions.asynchronous import AsyncRuns
 from server.functions.attempts import Attempts
@@ -24,6 +26,7 @@ NEEDED: Final = ("worker_socket", *parts.NEEDED)
 
 TIDY_S: Final = 3600.0
 SWEEP_S: Final = 60.0
+TRIM_S: Final = 5.0
 
 
 def run_worker(settings: Settings) -> None:
@@ -38,6 +41,7 @@ def run_worker(settings: Settings) -> None:
         await _start_writing(started, stack)
         await _start_running(started, stack)
         await started.listen()
+        parts.repeat(partial(stream.trim, started.bus, settings), TRIM_S, "removing events that are done", stack)
         parts.repeat(started.projects.sweep, TIDY_S, "removing what deleted projects left", stack)
         parts.repeat(started.lifecycle.sweep, TIDY_S, "removing functions and files that are kept no more", stack)
         await _say_ready(settings, stack)

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from server.errors import InvalidArgument
 from server.events.envelope import MAX_DATA_BYTES, Event, parse_event_id, parse_text, parse_time, text_of
-from server.events.json_text import Json, JsonError, elements, members, read
+from server.events.json_text import Json, JsonError, Scanner
 from server.events.types import parse_publishable
 from server.fields import shown
 
@@ -44,21 +44,12 @@ def parse_body(body: bytes) -> Drafts:
     if len(body) > MAX_REQUEST_BYTES:
         raise too_large(len(body))
     try:
-        found = members(read(body))
+        scanner = Scanner(body)
+        drafts = _drafts(scanner)
+        scanner.end()
     except JsonError as why:
         raise InvalidArgument("body", f"The request body is not a JSON object: {why}") from None
-    if "events" not in found:
-        return Drafts([_draft("", found)], batch=False)
-    if others := sorted(found.keys() - {"events"}):
-        raise InvalidArgument(others[0], f"{shown(others[0])} stands beside events; there can be one event or a batch")
-    try:
-        items = elements(found["events"])
-    except JsonError:
-        raise InvalidArgument("events", "events must be a list of events") from None
-    require_count(len(items))
-    return Drafts(
-        [_draft(f"events[{number}].", _members(number, item)) for number, item in enumerate(items)], batch=True
-    )
+    return drafts
 
 
 def events_of(project_id: str, drafts: Drafts) -> list[Event]:
@@ -95,11 +86,31 @@ def too_large(size_bytes: int) -> InvalidArgument:
     )
 
 
-def _members(number: int, item: Json) -> dict[str, Json]:
-    try:
-        return members(item)
-    except JsonError as why:
-        raise InvalidArgument(f"events[{number}]", f"events[{number}] is no event: {why}") from None
+def _drafts(scanner: Scanner) -> Drafts:
+    found: dict[str, Json] = {}
+    batch: list[Draft] | None = None
+    for name in scanner.members():
+        if name == "events":
+            batch = _batch(scanner)
+        else:
+            found[name] = scanner.value()
+    if batch is None:
+        return Drafts([_draft("", found)], batch=False)
+    for name in found:
+        raise InvalidArgument(name[:40], f"{shown(name)} stands beside events; send one event or a batch")
+    require_count(len(batch))
+    return Drafts(batch, batch=True)
+
+
+def _batch(scanner: Scanner) -> list[Draft]:
+    if scanner.next != "[":
+        raise InvalidArgument("events", "events must be a list of events")
+    drafts: list[Draft] = []
+    for number in scanner.elements():
+        if scanner.next != "{":
+            raise InvalidArgument(f"events[{number}]", f"events[{number}] must be an object")
+        drafts.append(_draft(f"events[{number}].", {name: scanner.value() for name in scanner.members()}))
+    return drafts
 
 
 def _draft(inside: str, found: dict[str, Json]) -> Draft:

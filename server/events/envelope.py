@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 
 from server.errors import InvalidArgument
-from server.events.json_text import Json, JsonError, members, read
+from server.events.json_text import Json, JsonError, Scanner
 from server.events.types import family, parse_event_type
 from server.fields import parse_choice, parse_id, parse_name, shown
 
@@ -101,7 +101,7 @@ def decode(body: bytes) -> Event:
     if len(body) > MAX_EVENT_BYTES:
         raise InvalidArgument(None, f"The event has {len(body)} bytes; at most {MAX_EVENT_BYTES} are allowed")
     try:
-        found = members(read(body))
+        found = _members(body)
     except JsonError as why:
         raise InvalidArgument(None, f"The message is not an event: {why}") from None
     if "data" not in found:
@@ -161,6 +161,13 @@ def text_of(found: Mapping[str, Json], name: str, *, inside: str = "") -> str:
     if value is not None and not isinstance(value, str):
         raise InvalidArgument(f"{inside}{name}", f"{inside}{name} must be a string")
     return value or ""
+
+
+def _members(body: bytes) -> dict[str, Json]:
+    scanner = Scanner(body)
+    found = {name: scanner.value() for name in scanner.members()}
+    scanner.end()
+    return found
 
 
 def _cause(value: Any) -> Cause:

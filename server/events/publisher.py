@@ -24,7 +24,7 @@ PATIENCE_S: Final = 10.0
 """How long a call waits for NATS in all."""
 
 TRY_S: Final = 2.0
-"""How long for one acknowledgement."""
+"""How long it waits for one answer of NATS."""
 
 PAUSE_S: Final = 0.1
 WAITING_BYTES: Final = 32 * 1024 * 1024
@@ -53,15 +53,22 @@ class _Message:
 
 
 class Publisher:
-    def __init__(self, bus: EventBus, settings: Settings, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self, bus: EventBus, settings: Settings, *, patience_s: float = PATIENCE_S, try_s: float = TRY_S
+    ) -> None:
         self._bus = bus
         self._settings = settings
         self._patience_s = patience_s
+        self._try_s = try_s
         self._waiting_bytes = 0
 
     async def start(self) -> None:
-        """The stream exists. `stream.ForeignStream`, or one of `stream.AWAY`."""
-        await stream.ensure(self._bus, self._settings)
+        """The stream exists; while NATS is away, it is made by the first call instead. `stream.StreamUnusable`."""
+        try:
+            async with asyncio.timeout(self._try_s):
+                await stream.ensure(self._bus, self._settings)
+        except stream.AWAY as why:
+            log.warning("events.no_stream", f"The stream {stream.NAME} cannot be made yet: {why!r}")
 
     async def publish(self, events: Sequence[Event]) -> list[Published]:
         """Store all of them, in their order as long as NATS is there; one answer each.
@@ -100,7 +107,7 @@ class Publisher:
             if left_s <= 0:
                 raise _away()
             if self._bus.connected:  # what is published while it is not would only be sent twice
-                stored |= await self._try(messages, missing, min(TRY_S, left_s))
+                stored |= await self._try(messages, missing, min(self._try_s, left_s))
             if len(stored) < len(messages):
                 await asyncio.sleep(min(PAUSE_S, left_s))
         return [stored[number] for number in range(len(messages))]
@@ -115,21 +122,14 @@ class Publisher:
         )
         failures = [answer for answer in answers if isinstance(answer, BaseException)]
         if any(isinstance(why, NoStreamResponseError) for why in failures):
-            await self._make_again()
+            log.warning("events.no_stream", f"There is no stream {stream.NAME}; it is made now")
+            await self.start()
         for why in failures:
             if isinstance(why, APIError) and why.err_code in _FULL:
                 raise _full() from why
             if not isinstance(why, stream.AWAY):
                 raise why
         return {number: got for number, got in zip(numbers, answers, strict=True) if isinstance(got, Published)}
-
-    async def _make_again(self) -> None:
-        """The stream, which somebody deleted while we ran."""
-        log.error("events.no_stream", f"The stream {stream.NAME} is gone with what was in it; it is made again")
-        try:
-            await stream.ensure(self._bus, self._settings)
-        except stream.AWAY as why:
-            log.warning("events.no_stream", f"The stream {stream.NAME} cannot be made: {why!r}")
 
 
 async def _publish(jetstream: JetStreamContext, message: _Message, timeout_s: float) -> Published:

@@ -10,7 +10,7 @@ from typing import Final
 
 from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
-from nats.js.errors import BadRequestError, NotFoundError
+from nats.js.errors import BadRequestError, NotFoundError, ServerError
 
 from server.errors import InvalidArgument
 from server.events.bus import EventBus
@@ -33,8 +33,8 @@ AWAY: Final = (NatsError, ConnectionError, OSError, TimeoutError)
 """What NATS raises while it is away or too slow."""
 
 
-class ForeignStream(Exception):
-    """There is a stream of our name, or on our subjects, that is not ours; the message says what to do."""
+class StreamUnusable(Exception):
+    """NATS has no room for the stream, or another one of its name or on its subjects; the message says what to do."""
 
 
 def subject_of(event_type: str) -> str:
@@ -57,7 +57,7 @@ def message_id(event: Event) -> str:
 async def ensure(bus: EventBus, settings: Settings) -> None:
     """The stream exists, with the limits of `settings`. Idempotent.
 
-    ForeignStream; one of AWAY when NATS does not answer.
+    StreamUnusable; one of AWAY when NATS does not answer.
     """
     wanted = _config(settings)
     try:
@@ -65,15 +65,20 @@ async def ensure(bus: EventBus, settings: Settings) -> None:
         return
     except BadRequestError as why:
         refused = why
+    except ServerError as why:
+        raise StreamUnusable(
+            f"NATS refuses the stream {NAME}: {why.description}. Give it more room, or lower ATLAS_EVENTS_KEEP_MB, "
+            f"which is {settings.events_keep_mb}"
+        ) from why
     try:
         found = (await bus.jetstream.stream_info(NAME)).config
     except NotFoundError:
-        raise ForeignStream(
+        raise StreamUnusable(
             f"NATS refuses the stream {NAME} on {PREFIX}>: {refused.description}. Another stream may have these "
             "subjects; remove it, or use another NATS account"
         ) from refused
     if differing := _differing(found, wanted):
-        raise ForeignStream(
+        raise StreamUnusable(
             f"NATS has a stream {NAME} that is not ours: {', '.join(differing)}. Rename or remove it, or use another "
             "NATS account"
         ) from refused
@@ -83,9 +88,12 @@ async def ensure(bus: EventBus, settings: Settings) -> None:
 async def trim(bus: EventBus, settings: Settings) -> int:
     """Remove the oldest events that every durable consumer is done with, until the stream is half full; how many.
 
-    Without such a consumer nothing is removed. One of AWAY when NATS does not answer.
+    Without such a consumer, or the stream, nothing is removed. One of AWAY when NATS does not answer.
     """
-    state = (await bus.jetstream.stream_info(NAME)).state
+    try:
+        state = (await bus.jetstream.stream_info(NAME)).state
+    except NotFoundError:
+        return 0
     allowed_bytes = TRIM_ABOVE * settings.events_keep_mb * 1024**2
     if state.bytes <= allowed_bytes:
         return 0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from server.errors import InvalidArgument
 from server.events.drafts import events_of, parse_body
 from server.events.envelope import decode, encode
-from server.events.json_text import Json, JsonError, elements, members, read
+from server.events.json_text import Json, JsonError, Scanner, read
 
 PROJECT = "5f0f9f0e-0000-4000-8000-000000000001"
 RUN = "5f0f9f0e-0000-4000-8000-000000000002"
@@ -37,23 +37,44 @@ def test_any_members(changed: dict[str, object], indent: int | None, ascii_only:
     _tried(json.dumps({**LEAST, **changed}, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass"))
 
 
+drafts = st.dictionaries(st.sampled_from(["type", "data", "id", "time", "subject", "source"]), odd, max_size=4)
+
+
+@given(drafts | st.fixed_dictionaries({"events": st.lists(drafts | values, max_size=3) | values}), spaces)
+def test_any_request(body: dict[str, object], indent: int | None) -> None:
+    _tried(json.dumps(body, indent=indent).encode())
+
+
 @given(values, spaces)
 def test_parts_are_what_the_whole_is(value: object, indent: int | None) -> None:
-    whole = read(json.dumps(value, indent=indent).encode())
-    assert whole.value == value
+    raw = json.dumps(value, indent=indent).encode()
+    assert read(raw).value == value
+    scanner = Scanner(raw)
     if isinstance(value, dict):
-        assert {name: _again(part) for name, part in members(whole).items()} == value
+        assert {name: _again(scanner.value()) for name in scanner.members()} == value
     elif isinstance(value, list):
-        assert [_again(part) for part in elements(whole)] == value
+        assert [_again(scanner.value()) for _ in scanner.elements()] == value
+    else:
+        assert _again(scanner.value()) == value
+    scanner.end()
 
 
-@given(st.text(alphabet='{}[]",: \n\\0-.eEtrufalsn', max_size=30))
-def test_what_is_read_is_json(text: str) -> None:
+@settings(max_examples=400)
+@given(
+    st.lists(st.sampled_from(["{", "}", "[", "]", ",", '"a"', '"b":', '"c" :', " ", "1", '"', "\\"]), max_size=9).map(
+        "".join
+    )
+)
+def test_what_is_scanned_is_json(text: str) -> None:
+    by_part: dict[str, object] = {}
     try:
         found = read(text.encode())
+        scanner = Scanner(text.encode())
+        by_part = {name: _again(scanner.value()) for name in scanner.members()}
+        scanner.end()
     except JsonError:
         return
-    assert found.value == json.loads(text)
+    assert found.value == by_part == json.loads(text)
 
 
 def _again(part: Json) -> object:

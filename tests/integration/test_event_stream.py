@@ -166,9 +166,14 @@ class TestStream:
     )
     async def test_a_foreign_one_is_told_and_left_alone(self, events_bus: EventBus, foreign: StreamConfig) -> None:
         made = await events_bus.jetstream.add_stream(foreign)
-        with pytest.raises(stream.ForeignStream, match=r"ATLAS_EVENTS.*another"):
+        with pytest.raises(stream.StreamUnusable, match=r"ATLAS_EVENTS.*another"):
             await stream.ensure(events_bus, SETTINGS)
         assert (await events_bus.jetstream.stream_info(foreign.name or "")).config == made.config
+
+    async def test_one_without_room_says_what_to_lower(self, events_bus: EventBus) -> None:
+        with pytest.raises(stream.StreamUnusable, match="ATLAS_EVENTS_KEEP_MB, which is 999999"):
+            await stream.ensure(events_bus, Settings(events_keep_mb=999_999))
+        assert await stream.trim(events_bus, SETTINGS) == 0  # there is none
 
 
 class TestDeaths:
@@ -227,6 +232,18 @@ class TestDeaths:
 
         await eventually(back)
         await publisher.publish([event])
+        assert await stored(bus) == [event]
+        await bus.close()
+
+    async def test_a_server_that_is_away_at_the_start_gets_its_stream_later(self, own_nats: OwnNats) -> None:
+        bus = EventBus(own_nats.url)
+        await bus.start()
+        publisher = Publisher(bus, SETTINGS, patience_s=30, try_s=0.5)
+        await asyncio.to_thread(own_nats.stop)
+        await publisher.start()
+        publishing = asyncio.create_task(publisher.publish([event := an_event()]))
+        await asyncio.to_thread(own_nats.start)
+        await publishing
         assert await stored(bus) == [event]
         await bus.close()
 

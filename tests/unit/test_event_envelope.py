@@ -19,7 +19,7 @@ from server.events.envelope import (
     parse_time,
     spelled,
 )
-from server.events.json_text import MAX_DEPTH, MAX_VALUES, JsonError, elements, members, read
+from server.events.json_text import MAX_DEPTH, MAX_VALUES, JsonError, Scanner, read
 from server.events.stream import event_of
 
 PROJECT = "5f0f9f0e-0000-4000-8000-000000000001"
@@ -172,12 +172,15 @@ def test_ids_are_printable() -> None:
 
 class TestJson:
     def test_parts_keep_their_text(self) -> None:
-        whole = read(b' { "a" : [ 1.0 , { } , "]" ] , "b" : 1e2 } ')
-        found = members(whole)
-        assert {name: part.text for name, part in found.items()} == {"a": '[ 1.0 , { } , "]" ]', "b": "1e2"}
-        assert [part.text for part in elements(found["a"])] == ["1.0", "{ }", '"]"']
-        assert elements(read(b"[ ]")) == []
-        assert members(read(b"{ }")) == {}
+        scanner = Scanner(b' { "a" : [ 1.0 , { } , "]" ] , "b" : 1e2, "c":[ ] , "d": { } } ')
+        found: dict[str, Any] = {}
+        for name in scanner.members():
+            if name in "ac":
+                found[name] = [scanner.value().text for _ in scanner.elements()]
+            else:
+                found[name] = scanner.value().text
+        scanner.end()
+        assert found == {"a": ["1.0", "{ }", '"]"'], "b": "1e2", "c": [], "d": "{ }"}
 
     def test_brackets_in_strings_are_no_depth(self) -> None:
         text = "[" * (MAX_DEPTH + 1)
@@ -189,8 +192,16 @@ class TestJson:
         with pytest.raises(JsonError, match="deeper"):
             read(b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1))
 
-    def test_other_values_have_no_parts(self) -> None:
+    @pytest.mark.parametrize(
+        "text", [b"[]", b"1", b'{"a"}', b"{,}", b'{"a":1,}', b'{"a":1', b'{"a', b"{1:1}", b'{"a":1]']
+    )
+    def test_what_is_no_object_has_no_members(self, text: bytes) -> None:
+        scanner = Scanner(text)
         with pytest.raises(JsonError):
-            members(read(b"[]"))
+            _ = [scanner.value() for _ in scanner.members()]
+
+    @pytest.mark.parametrize("text", [b"{}", b"1", b"[,]", b"[1,]", b"[1", b"[1}"])
+    def test_what_is_no_array_has_no_elements(self, text: bytes) -> None:
+        scanner = Scanner(text)
         with pytest.raises(JsonError):
-            elements(read(b"{}"))
+            _ = [scanner.value() for _ in scanner.elements()]

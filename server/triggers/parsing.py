@@ -5,7 +5,7 @@ from typing import Final
 
 from server.errors import InvalidArgument
 from server.fields import shown
-from server.triggers.comparison import OPERATORS, Unfit, flag
+from server.triggers.comparison import MAX_STEPS, OPERATORS, Unfit, flag, steps
 from server.triggers.conditions import CHANGED, AllOf, AnyOf, Condition, Not, Predicate, as_written
 from server.triggers.paths import MISSING, parse_path
 from server.triggers.values import kind
@@ -37,17 +37,30 @@ def written(conditions: AllOf) -> list[object]:
 
 
 class _Budget:
+    """What one trigger may ask for, in all its groups."""
+
     def __init__(self) -> None:
-        self.taken = 0
+        self.predicates = 0
+        self.steps = 0
 
     def take(self, field: str) -> None:
-        self.taken += 1
-        if self.taken > MAX_PREDICATES:
+        self.predicates += 1
+        if self.predicates > MAX_PREDICATES:
             raise InvalidArgument(
                 field,
-                f"{field} is the trigger's condition number {self.taken}; at most {MAX_PREDICATES} are allowed, "
+                f"{field} is the trigger's condition number {self.predicates}; at most {MAX_PREDICATES} are allowed, "
                 "and one `in` takes many values",
                 allowed=str(MAX_PREDICATES),
+            )
+
+    def take_steps(self, field: str, pattern: str) -> None:
+        self.steps += steps(pattern)
+        if self.steps > MAX_STEPS:
+            raise InvalidArgument(
+                field,
+                f"{field} is {shown(pattern)}; with it the trigger's patterns take {self.steps} steps, and at most "
+                f"{MAX_STEPS} are allowed: repeat less",
+                allowed=str(MAX_STEPS),
             )
 
 
@@ -63,7 +76,10 @@ def _condition(value: object, field: str, budget: _Budget, *, depth: int) -> Con
     group = next((name for name in _GROUPS if name in value), None)
     if group is None:
         budget.take(field)
-        return _predicate(value, field)
+        predicate = _predicate(value, field)
+        if predicate.op == "matches":
+            budget.take_steps(f"{field}.value", str(predicate.wanted))
+        return predicate
     _refuse_others(value, (group,), field)
     if depth == MAX_GROUP_DEPTH:
         raise InvalidArgument(

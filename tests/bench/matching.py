@@ -4,16 +4,18 @@ import gc
 import time
 import tracemalloc
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from server.triggers.matching import Matcher
 from server.triggers.parsing import parse
+from server.triggers.paths import Envelope
 from tests.bench.rows import Row
 
 TITLE = "Matching events with triggers"
 FEW: Final = 10
 MANY: Final = 100_000
-EVENTS: Final = 5_000
+EVENTS: Final = 500
+ROUNDS: Final = 10
 TYPE: Final = "cdc.INSERT.orders"
 
 Conditions = Callable[[int], list[object]]
@@ -63,8 +65,8 @@ def matcher(count: int, conditions: Conditions) -> Matcher:
 
 
 def event_us(triggers: Matcher) -> float:
-    """Of an event that fires one trigger; with the collector's work of that time, but not of earlier ones."""
-    event: dict[str, Any] = {
+    """CPU of an event that fires one trigger, in the best of some rounds: others use this machine too."""
+    event: Envelope = {
         "id": "0/16B3748-1",
         "type": TYPE,
         "project_id": "7f1c2d5e-9a56-4c0b-8f43-5d3f6c1e2a90",
@@ -77,10 +79,14 @@ def event_us(triggers: Matcher) -> float:
     }
     assert triggers.match(event) == ["trigger-7"]
     gc.collect()
-    began_s = time.perf_counter()
+    return min(_round_us(triggers, event) for _ in range(ROUNDS))
+
+
+def _round_us(triggers: Matcher, event: Envelope) -> float:
+    began_s = time.process_time()
     for _ in range(EVENTS):
         triggers.match(event)
-    return (time.perf_counter() - began_s) * 1e6 / EVENTS
+    return (time.process_time() - began_s) * 1e6 / EVENTS
 
 
 def trigger_bytes(conditions: Conditions) -> float:

@@ -68,7 +68,7 @@ def test_every_predicate_of_groups_is_told_with_its_place() -> None:
         ("changed", True, {"data": {"x": 1}}, "x did not change"),
         ("prefix", "a", {"data": {"x": ["a"]}}, "prefix takes a string and x is an array"),
         ("contains", "a", {"data": {"x": {}}}, "contains takes a string or an array and x is an object"),
-        ("matches", "a", {"data": {"x": "a" * 20_000}}, "a string of more than 16384 bytes is not searched"),
+        ("matches", "a", {"data": {"x": "a" * 20_000}}, "a string of more than 4096 bytes is not searched"),
         ("in", [1, 2], {"data": {"x": 3}}, "3 is not in [1,2]"),
     ],
 )

@@ -9,6 +9,8 @@ from server.triggers.parsing import parse, written
 
 ONE = {"field": "amount", "op": "gt", "value": 100}
 
+LETTERS = {"field": "a", "op": "matches", "value": r"\pL+"}
+
 
 @pytest.mark.parametrize(
     "conditions",
@@ -61,7 +63,8 @@ REFUSED = [
     ([{"field": "a", "op": "matches", "value": "(?=a)"}], "conditions[0].value", "an RE2 pattern: invalid perl"),
     ([{"field": "a", "op": "matches", "value": r"(a)\1"}], "conditions[0].value", "an RE2 pattern: invalid escape"),
     ([{"field": "a", "op": "matches", "value": "a{1001}"}], "conditions[0].value", "an RE2 pattern: invalid repet"),
-    ([{"field": "a", "op": "matches", "value": ".{500}"}], "conditions[0].value", "steps; at most 1000 are allowed"),
+    ([{"field": "a", "op": "matches", "value": ".{750}"}], "conditions[0].value", "steps; at most 3000 are allowed"),
+    ([{"any": [LETTERS] * 6}], "conditions[0].any[2].value", "take 3603 steps, and at most 3000 are allowed"),
     ([{"field": "a", "op": "matches", "value": r"\pL{300}"}], "conditions[0].value", "pattern too large"),
     ([{"field": "a", "op": "matches", "value": "a" * 513}], "conditions[0].value", "513 characters; at most 512"),
     ([{"field": "a", "op": "matches", "value": "\ud800"}], "conditions[0].value", "no lone surrogates"),

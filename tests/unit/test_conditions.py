@@ -185,7 +185,7 @@ def test_the_other_operators(op: str, wanted: object, actual: object, verdict: b
     assert holds(op, wanted, actual) is verdict
 
 
-@pytest.mark.parametrize("longest", ["a" * 16_384, "é" * 8_192])
+@pytest.mark.parametrize("longest", ["a" * 4_096, "é" * 2_048])
 def test_a_string_is_searched_up_to_its_bound(longest: str) -> None:
     assert holds("matches", longest[0], longest)
     assert not holds("matches", longest[0], longest + "a")

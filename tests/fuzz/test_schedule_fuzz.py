@@ -5,7 +5,7 @@ from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 from croniter import croniter
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.errors import InvalidArgument
@@ -83,6 +83,7 @@ def test_any_text(text: str) -> None:
 
 
 @given(OFTEN, TURNS, st.floats(-86_400, 86_400), st.lists(st.floats(0, 30_000), max_size=5))
+@settings(deadline=None)
 def test_windows_end_to_end_hold_every_firing_once(
     text: str, turn: tuple[str, str], start_s: float, lengths: list[float]
 ) -> None:
@@ -98,6 +99,7 @@ def test_windows_end_to_end_hold_every_firing_once(
 
 
 @given(OFTEN, TURNS, st.floats(-86_400, 86_400), st.integers(1, 100))
+@settings(deadline=None)
 def test_a_preview_shows_what_will_be_due(text: str, turn: tuple[str, str], start_s: float, count: int) -> None:
     zone, day = turn
     schedule, start = plan(text, zone), around(day, start_s)
@@ -108,6 +110,7 @@ def test_a_preview_shows_what_will_be_due(text: str, turn: tuple[str, str], star
 
 
 @given(OFTEN, TURNS)
+@settings(deadline=None, max_examples=50)
 def test_a_day_of_firings_is_what_the_rule_says(text: str, turn: tuple[str, str]) -> None:
     """The rule in its own words, minute by minute, against the search that passes hours and days over."""
     zone, day = turn
@@ -131,6 +134,7 @@ def test_a_day_of_firings_is_what_the_rule_says(text: str, turn: tuple[str, str]
 
 
 @given(SCHEDULES, st.integers(0, 4_000_000_000))
+@settings(deadline=None)
 def test_the_fields_mean_what_they_mean_to_croniter(text: str, at_s: int) -> None:
     after = datetime.fromtimestamp(at_s, UTC)
     try:

@@ -155,10 +155,10 @@ def make_stack() -> Iterator[Callable[..., Stack]]:
 
 
 @pytest.fixture(scope="session")
-def running_stack() -> Iterator[Stack]:
+def running_stack(wasm_image: object) -> Iterator[Stack]:
     """A stack that serves, one a session: `url`, `env`, `process`, `state`. Leave it running.
 
-    Projects without a tier have small limits, so that tests which reach them are quick.
+    Projects without a tier have small limits, so that tests which reach them are quick. Its Wasm engine is built.
     """
     stack = new_stack({"ATLAS_FUNCTIONS_MAX_EXECUTION_MS": "2000", "ATLAS_FUNCTIONS_MAX_MEMORY_MB": "32"})
     try:

@@ -4,10 +4,12 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tests.fix_cli import PROGRAM, Program
+from tests.fix_clients import Rest
 
 SLOW = "export default () => new Promise((resolve) => setTimeout(resolve, 60_000))\n"
 SPEAKS = """
@@ -94,7 +96,11 @@ def test_an_asynchronous_run_and_its_result(program: Program) -> None:
     assert json.loads(program.run("result", run_id, "--wait").stdout) == {"env": {}}
 
 
-def test_a_run_is_cancelled(program: Program) -> None:
+def test_a_run_is_cancelled(program: Program, new_project: Callable[..., Rest]) -> None:
+    """Of a project whose runs may take a minute: that many commands do not fit into the two seconds of the others."""
+    project = new_project(tier="enterprise")
+    keys = {"PROJECT_ID": project.project_id, "SERVICE_KEY": project.service_key, "ANON_KEY": project.anon_key}
+    program = replace(program, variables={**program.variables, **keys})
     deploy(program, "slow", SLOW)
     run_id = program.run("invoke", "slow", "--async").stdout.strip()
     eventually(lambda: program.json("run", run_id)["state"] == "running")

@@ -101,7 +101,9 @@ def test_callers_of_an_api_process_that_is_killed_are_told_and_the_other_one_ser
         assert {answer.json()["result"] for answer in answers if answer.status_code == 200} == {"slept"}
 
 
-def test_ctrl_c_in_the_middle_of_everything(make_stack: Callable[..., Stack], tmp_path: Path) -> None:
+def test_ctrl_c_in_the_middle_of_everything(
+    make_stack: Callable[..., Stack], wasm_image: object, tmp_path: Path
+) -> None:
     """Calls, asynchronous runs and tails on every runtime: it ends in ten seconds, and nothing of it is left."""
     stack = make_stack(ATLAS_FUNCTIONS_MAX_FUEL=str(10**15), TMPDIR=str(tmp_path)).start()
     assert stack.process

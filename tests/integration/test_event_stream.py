@@ -108,8 +108,9 @@ class TestPublish:
         acknowledged = 0
         refused: Unavailable | None = None
         while refused is None:
+            event = an_event(data=data)
             try:
-                await publisher.publish([an_event(data=data)])
+                await publisher.publish([event])
             except Unavailable as why:
                 refused = why
             else:
@@ -131,7 +132,8 @@ class TestPublish:
         removed = await stream.trim(events_bus, SETTINGS)
         assert 0 < removed < left  # half of it is kept
         assert await stream.trim(events_bus, SETTINGS) == 0
-        await publisher.publish([an_event(data=data)])
+        (answer,) = await publisher.publish([event])  # the one that was refused
+        assert not answer.duplicate
 
     async def test_a_stream_that_was_deleted_is_made_again(self, publisher: Publisher, events_bus: EventBus) -> None:
         await events_bus.jetstream.delete_stream(stream.NAME)

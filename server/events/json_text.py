@@ -7,6 +7,7 @@ made once, and nesting ends at MAX_DEPTH.
 import itertools
 import json.decoder
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -74,8 +75,10 @@ class Scanner:
             raise JsonError(f"a value is missing at character {why.value}") from None
         except RecursionError:
             raise _too_deep() from None
-        except ValueError as why:  # JSONDecodeError, or a number of more digits than Python converts
+        except (json.JSONDecodeError, JsonError) as why:
             raise JsonError(str(why)[:200]) from None
+        except ValueError:  # Python converts no more, because it takes ever longer
+            raise JsonError(f"a whole number has more than {sys.get_int_max_str_digits()} digits") from None
         if self._may_be_deep:
             _require_shallow(found)
         return Json(self._text[at : self._at], found)

@@ -187,6 +187,10 @@ class TestJson:
         assert read(orjson.dumps(text)).value == text
         assert read(orjson.dumps([text])).value == [text]
 
+    def test_a_number_too_long_is_said_so(self) -> None:
+        with pytest.raises(JsonError, match=r"^a whole number has more than \d+ digits$"):
+            read(b"9" * 5000)
+
     def test_nesting_to_the_limit(self) -> None:
         read(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
         with pytest.raises(JsonError, match="deeper"):

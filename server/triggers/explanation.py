@@ -102,7 +102,7 @@ def _mismatch(predicate: Predicate, actual: object) -> str | None:
     if (
         predicate.op == "matches"
         and isinstance(actual, str)
-        and len(actual.encode(errors="replace")) > MAX_SEARCHED_BYTES
+        and len(actual.encode(errors="surrogatepass")) > MAX_SEARCHED_BYTES
     ):
         return f"a string of more than {MAX_SEARCHED_BYTES} bytes is not searched"
     if predicate.op in ("prefix", "suffix", "matches") and not isinstance(actual, str):

@@ -32,6 +32,7 @@ class Command:
             seed=call.secret_seed,
             stdout_bytes=call.result_bytes,
             stderr_bytes=call.log_bytes,
+            charge=meter.charge,
         )
         try:
             code = meter.run(lambda: self._start(meter, world))
@@ -48,7 +49,9 @@ class Command:
 
     def check(self, meter: Meter, call: Call) -> None:
         """Instantiate it; nothing of it runs but a start function. Raises Failure."""
-        self._world = World(b"", now_ns=call.now_ns, seed=call.secret_seed, stdout_bytes=0, stderr_bytes=0)
+        self._world = World(
+            b"", now_ns=call.now_ns, seed=call.secret_seed, stdout_bytes=0, stderr_bytes=0, charge=meter.charge
+        )
         meter.run(lambda: self._module.instantiate(meter.store))
 
     def _start(self, meter: Meter, world: World) -> int:

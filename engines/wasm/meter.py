@@ -69,6 +69,13 @@ class Meter:
         finally:
             alarm.disarm()
 
+    def charge(self, fuel: int) -> None:
+        """Take fuel for what the host does while the module waits. Raises Failure when there is not so much left."""
+        left = self.store.get_fuel()
+        self.store.set_fuel(max(left - fuel, 0))
+        if left < fuel:
+            raise self.out_of_fuel()
+
     def close(self) -> None:
         self.store.close()
 
@@ -95,6 +102,9 @@ class Meter:
         """Whether a module that gave up did so for memory, by all one can see."""
         return self.memory_bytes >= _FULL * self.memory_limit_bytes
 
+    def out_of_fuel(self) -> Failure:
+        return Failure("fuel_limit", "FuelLimit", f"Fuel limit of {self.fuel} exceeded", used=self.fuel)
+
     def out_of_memory(self) -> Failure:
         message = f"Memory limit of {self.memory_limit_bytes} bytes exceeded"
         return Failure("memory_limit", "MemoryLimit", message, used=self.memory_limit_bytes)
@@ -105,7 +115,7 @@ class Meter:
     def _trapped(self, trap: Trap) -> Failure:
         match trap.trap_code:
             case TrapCode.OUT_OF_FUEL:
-                return Failure("fuel_limit", "FuelLimit", f"Fuel limit of {self.fuel} exceeded", used=self.fuel)
+                return self.out_of_fuel()
             case TrapCode.STACK_OVERFLOW:
                 return self.out_of_stack()
             case TrapCode.INTERRUPT:

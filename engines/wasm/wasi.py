@@ -3,6 +3,8 @@
 There are no files, arguments, environment variables or sockets. The clock stands where the host set it and moves only
 when the module sleeps, by as much; random bytes come from a seed. So a run is a function of module, input, time and
 seed. Every pointer is hostile: what lies outside the module's memory is EFAULT, whatever lies inside is its own.
+
+What a call makes the host do costs fuel, by its arguments alone: about what the module could have done in that time.
 """
 
 from _random import Random
@@ -18,6 +20,7 @@ SUCCESS, BADF, FAULT, INVAL, NOSYS, SPIPE, NOTSOCK = 0, 8, 21, 28, 52, 70, 57
 MAX_VECTORS = 1024
 MAX_RANDOM_BYTES = 1024 * 1024
 MAX_SUBSCRIPTIONS = 256
+CALL_FUEL, ITEM_FUEL, BYTE_FUEL = 10_000, 1_000, 4  # an item is a vector or a subscription
 _FAR_NS = 2**62
 
 # Every function of preview 1 by its parameters: i an i32, I an i64. All but proc_exit answer an errno.
@@ -50,12 +53,25 @@ class OutputTooLong(Exception):
 
 
 class World:
-    """What one run of a command sees and says. It has no `memory` before the module is instantiated."""
+    """What one run of a command sees and says. It has no `memory` before the module is instantiated.
 
-    def __init__(self, stdin: bytes, *, now_ns: int, seed: bytes, stdout_bytes: int, stderr_bytes: int) -> None:
+    `charge` takes fuel from the module, or raises what ends the run.
+    """
+
+    def __init__(
+        self,
+        stdin: bytes,
+        *,
+        now_ns: int,
+        seed: bytes,
+        stdout_bytes: int,
+        stderr_bytes: int,
+        charge: Callable[[int], None],
+    ) -> None:
         self.stdout = bytearray()
         self.stderr = bytearray()
         self.stderr_truncated = False
+        self._charge = charge
         self._stdin, self._read_bytes = stdin, 0
         self._stdout_bytes, self._stderr_bytes = stdout_bytes, stderr_bytes
         self._started_ns = self._now_ns = now_ns
@@ -63,7 +79,8 @@ class World:
         self.memory: Window | None = None
 
     def call(self, name: str, arguments: tuple[int, ...]) -> int:
-        """The errno of one call. Raises Exit and OutputTooLong, which end the run."""
+        """The errno of one call. Raises Exit, OutputTooLong and what `charge` raises, which end the run."""
+        self._charge(CALL_FUEL)
         function: Callable[..., int] | None = getattr(self, f"_{name}", None)
         try:
             if function is not None:
@@ -99,6 +116,7 @@ class World:
         return self._store(pointer, value.to_bytes(length, "little"))
 
     def _vectors(self, pointer: int, count: int) -> list[tuple[int, int]]:
+        self._charge(count * ITEM_FUEL)
         table = memoryview(self._load(pointer, 8 * count)).cast("I")
         return list(zip(table[::2], table[1::2], strict=True))
 
@@ -130,6 +148,7 @@ class World:
         self._check(pointer, length)
         if length > MAX_RANDOM_BYTES:
             return INVAL
+        self._charge(length * BYTE_FUEL)
         return self._store(pointer, self._random.getrandbits(8 * length).to_bytes(length, "little")) if length else 0
 
     def _sched_yield(self) -> int:
@@ -140,6 +159,7 @@ class World:
         count &= 0xFFFFFFFF
         if not 0 < count <= MAX_SUBSCRIPTIONS:
             return INVAL
+        self._charge(count * ITEM_FUEL)
         table = self._load(subscriptions, 48 * count)
         asked = [table[at : at + 48] for at in range(0, len(table), 48)]
         ready = [one for one in asked if one[8] in (1, 2)]
@@ -170,6 +190,7 @@ class World:
         total = 0
         for pointer, length in self._vectors(vectors, count):
             chunk = self._stdin[self._read_bytes : self._read_bytes + length]
+            self._charge(len(chunk) * BYTE_FUEL)
             self._store(pointer, chunk)
             self._read_bytes += len(chunk)
             total += len(chunk)
@@ -193,10 +214,12 @@ class World:
     def _write_out(self, pointer: int, length: int) -> None:
         if len(self.stdout) + length > self._stdout_bytes:
             raise OutputTooLong(len(self.stdout) + length)
+        self._charge(length * BYTE_FUEL)
         self.stdout += self._load(pointer, length)
 
     def _write_err(self, pointer: int, length: int) -> None:
         kept = min(length, self._stderr_bytes - len(self.stderr))
+        self._charge(kept * BYTE_FUEL)
         self.stderr += self._load(pointer, kept)
         self.stderr_truncated = self.stderr_truncated or kept < length
 

@@ -135,7 +135,7 @@ async def test_commands_have_the_same_limits(bench: Bench, body: str, memory: st
         result = await bench.run(wat(f'(module {MEMORY} (func $f (export "_start") call $f))'))
         assert result.outcome is Outcome.STACK_LIMIT, result
         return
-    result = await bench.run(command(body, imports=(), memory=memory))
+    result = await bench.run(command(body, imports=(), memory=memory), limits=replace(LIMITS, fuel=100_000_000))
     assert result.outcome == outcome, result
 
 
@@ -209,6 +209,33 @@ async def test_random_bytes_follow_from_module_input_and_project(bench: Bench) -
 async def test_raw_input_arrives_as_it_is(bench: Bench) -> None:
     result = await bench.run(command(ECHO), raw=b'["\xc3\xa4"]', kind="bytes", limits=replace(LIMITS, memory_bytes=MIB))
     assert result.value == b'["\xc3\xa4"]'
+
+
+VECTORS = """(loop $v (i32.store (local.get 0) (i32.const 9000)) (i32.store offset=4 (local.get 0) (i32.const 50))
+    (br_if $v (i32.lt_u (local.tee 0 (i32.add (local.get 0) (i32.const 8))) (i32.const 8192))))"""
+"""1,024 vectors of 50 bytes each."""
+BUSY = {
+    "random bytes": ("random_get", "(call $random_get (i32.const 0) (i32.const 65536))"),
+    "vectors": ("fd_write", "(call $fd_write (i32.const 2) (i32.const 0) (i32.const 1024) (i32.const 8200))"),
+    "subscriptions": (
+        "poll_oneoff",
+        "(call $poll_oneoff (i32.const 0) (i32.const 16384) (i32.const 256) (i32.const 8))",
+    ),
+    "calls": ("sched_yield", "(call $sched_yield)"),
+}
+
+
+@pytest.mark.parametrize(("name", "call"), BUSY.values(), ids=BUSY)
+async def test_what_the_host_does_for_a_module_costs_fuel(bench: Bench, name: str, call: str) -> None:
+    limits = replace(LIMITS, fuel=20_000_000)
+    results = []
+    for loop in (f"(loop $l (drop {call}) (br $l))", f"(drop {call})", f"(drop {call})"):
+        body = f"(local i32) {VECTORS if name == 'fd_write' else ''} {loop}"
+        results.append(await bench.run(command(body, imports=(name,), memory="2"), limits=limits))
+    endless, once, again = results
+    assert (endless.outcome, endless.metrics.fuel_consumed) == (Outcome.FUEL_LIMIT, limits.fuel)
+    assert endless.metrics.cpu_ms < 1_000
+    assert once.metrics.fuel_consumed == again.metrics.fuel_consumed
 
 
 def forged(status: Status, text: str, *, logs: str = "", body: str = "") -> bytes:

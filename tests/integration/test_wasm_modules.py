@@ -12,7 +12,7 @@ from engines.contract import Outcome
 from engines.runtimes import ModuleRefused
 from engines.wasm.abi import Status
 from engines.wasm.engine import MAX_MODULE_BYTES
-from engines.wasm.wasi import BADF, FAULT, INVAL, SIGNATURES, SPIPE
+from engines.wasm.wasi import BADF, BYTE_FUEL, CALL_FUEL, FAULT, ITEM_FUEL, INVAL, SIGNATURES, SPIPE
 from tests.fix_sandbox import MIB
 from tests.fix_wasm_engine import ECHO, LIMITS, Bench, command, said
 
@@ -80,7 +80,8 @@ async def test_a_command_reads_its_input_and_writes_its_answer(bench: Bench) -> 
     assert (await bench.engine.accept(module)).code == module
     result = await bench.run(module, {"text": "ä", "n": [1, 2.5, None]})
     assert (result.outcome, json.loads(result.value)) == (Outcome.OK, {"text": "ä", "n": [1, 2.5, None]})
-    assert (result.metrics.fuel_consumed, result.metrics.memory_bytes) == (21, 65536)
+    fuel = 21 + 2 * (CALL_FUEL + ITEM_FUEL + len(result.value) * BYTE_FUEL)  # its own, and of one read and one write
+    assert (result.metrics.fuel_consumed, result.metrics.memory_bytes) == (fuel, 65536)
 
 
 async def test_what_it_says_on_stderr_is_its_log(bench: Bench) -> None:

@@ -17,7 +17,7 @@ BYTECODE: Final = Limits(
     wall_ms=10_000, cpu_ms=10_000, memory_bytes=512 * 1024 * 1024, fetch_calls=0, result_bytes=MAX_PAYLOAD_BYTES
 )
 MODULE: Final = Limits(
-    wall_ms=30_000, cpu_ms=30_000, memory_bytes=1024 * 1024 * 1024, fetch_calls=0, result_bytes=MAX_PAYLOAD_BYTES
+    wall_ms=30_000, cpu_ms=12_000, memory_bytes=1024 * 1024 * 1024, fetch_calls=0, result_bytes=MAX_PAYLOAD_BYTES
 )
 _CAUSES: Final = {
     Outcome.WALL_LIMIT: "it takes too long",
@@ -54,7 +54,7 @@ class Compiler:
             max_children_per_project=2,
             queue_ms=30_000,
             unsafe=unsafe,
-            kind=Kind(base_bytes=48 * MIB, is_apart=True, is_metered=True),
+            kind=Kind(base_bytes=48 * MIB, is_apart=True, is_metered=True, keeps_cpu_limit=False),
             launch=partial(launch, argument=image),
         )
 

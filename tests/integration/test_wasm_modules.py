@@ -1,6 +1,7 @@
 """Modules made elsewhere: what is refused when they are deployed, and WASI commands that read, write and attack."""
 
 import json
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
@@ -10,9 +11,11 @@ import wasmtime
 
 from engines.contract import Outcome
 from engines.runtimes import ModuleRefused
+from engines.wasm import binary, compiler
 from engines.wasm.abi import Status
+from engines.wasm.binary import SectionId
 from engines.wasm.engine import MAX_MODULE_BYTES
-from engines.wasm.wasi import BADF, BYTE_FUEL, CALL_FUEL, FAULT, ITEM_FUEL, INVAL, SIGNATURES, SPIPE
+from engines.wasm.wasi import BADF, BYTE_FUEL, CALL_FUEL, FAULT, INVAL, ITEM_FUEL, SIGNATURES, SPIPE
 from tests.fix_sandbox import MIB
 from tests.fix_wasm_engine import ECHO, LIMITS, Bench, command, said
 
@@ -73,6 +76,25 @@ async def test_what_cannot_run_is_refused_and_why(bench: Bench, module: bytes, w
     with pytest.raises(ModuleRefused) as caught:
         await bench.engine.accept(module)
     assert why in str(caught.value)
+
+
+async def test_a_module_that_takes_for_ever_to_compile_costs_little(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks in blocks take Cranelift a time that grows with their square."""
+    monkeypatch.setattr(compiler, "MODULE", replace(compiler.MODULE, cpu_ms=300))
+    deep = b"\0" + b"\x02\x40" * 400_000 + b"\x0b" * 400_001
+    sections = (
+        binary.section(SectionId.TYPE, b"\x01\x60\0\0"),
+        binary.section(SectionId.FUNCTION, b"\x01\0"),
+        binary.section(SectionId.MEMORY, b"\x01\0\x01"),
+        binary.section(SectionId.EXPORT, binary.items([b"\x06memory\x02\0", b"\x06_start\0\0"])),
+        binary.section(SectionId.CODE, binary.items([binary.vector(deep)])),
+    )
+    began_s = time.monotonic()
+    with pytest.raises(ModuleRefused, match="it takes too long"):
+        await bench.engine.accept(binary.PREAMBLE + b"".join(sections))
+    assert time.monotonic() - began_s < compiler.MODULE.wall_ms / 1000
 
 
 async def test_a_command_reads_its_input_and_writes_its_answer(bench: Bench) -> None:

@@ -4,7 +4,7 @@
 
 The name holds all that native code depends on: Wasmtime, its settings, the processor; and whose secret vouches for it.
 An entry that is not ours to the last bit (another owner, a writable mode, a wrong MAC) is removed and reported, and the
-module compiled again. A project keeps MAX_FILES; the least recently used go.
+module compiled again. A project keeps MAX_FILES and MAX_PROJECT_BYTES; the least recently used go.
 """
 
 import asyncio
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 MAX_FILES: Final = 256
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
+MAX_PROJECT_BYTES: Final = 256 * 1024 * 1024
 MEMORY_BYTES: Final = 128 * 1024 * 1024
 _MAC_BYTES, _FORM_BYTES = 32, 8
 HEAD_BYTES: Final = _MAC_BYTES + _FORM_BYTES
@@ -128,10 +129,14 @@ class Cache:
             self._recent_bytes -= len(gone.code)
 
     def _prune(self, folder: Path) -> None:
+        """The latest stay, as far as there is room; what a killed process was writing goes in its turn."""
         with contextlib.suppress(OSError):  # another process prunes as well
-            entries = sorted(folder.glob("*.cwasm"), key=lambda entry: entry.stat().st_mtime)
-            for entry in entries[:-MAX_FILES]:
-                entry.unlink()
+            entries = sorted(((entry.stat(), entry) for entry in folder.iterdir()), key=lambda one: -one[0].st_mtime)
+            room_bytes = MAX_PROJECT_BYTES
+            for number, (found, entry) in enumerate(entries):
+                room_bytes -= found.st_size
+                if number >= MAX_FILES or room_bytes < 0:
+                    entry.unlink()
 
 
 def _refuse_foreign(found: os.stat_result, is_kind: Callable[[int], bool]) -> None:

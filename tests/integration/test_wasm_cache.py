@@ -114,3 +114,27 @@ async def test_a_project_keeps_a_number_of_them(tmp_path: Path) -> None:
     await cache.put(paths[0], MADE)
     assert len(list(paths[0].parent.iterdir())) == MAX_FILES
     assert paths[0].exists()
+
+
+async def test_a_project_keeps_a_number_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engines.wasm.cache.MAX_PROJECT_BYTES", 5_000)
+    cache = Cache(tmp_path, SECRET)
+    paths = [cache.path("project", f"{number:064x}") for number in range(7)]
+    for number, path in enumerate(paths):
+        await cache.put(path, Compiled("command", bytes(1_000)))
+        os.utime(path, (number, number))
+    await cache.put(paths[0], MADE)
+    assert {path for path in paths if path.exists()} == {paths[0], *paths[3:]}
+
+
+async def test_what_a_killed_process_was_writing_goes_in_its_turn(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, SECRET)
+    paths = [cache.path("project", f"{number:064x}") for number in range(MAX_FILES)]
+    await cache.put(paths[0], MADE)
+    abandoned = paths[0].with_name(".new-abandoned")
+    abandoned.write_bytes(b"half")
+    os.utime(abandoned, (1, 1))
+    for path in paths[1:]:
+        await cache.put(path, MADE)
+    assert not abandoned.exists()
+    assert all(path.exists() for path in paths)

@@ -25,10 +25,10 @@ from engines.build import build
 from engines.contract import Invocation, Outcome, Program
 from server import parts, process
 from server.events.publisher import Publisher
-from server.functions.asynchronous import AsyncRuns
 from server.functions.deploy import Deployer
 from server.functions.downloads import Downloads
-from server.functions.idempotency import Idempotency
+from server.invocations.asynchronous import AsyncRuns
+from server.invocations.idempotency import Idempotency
 from server.log import logger
 from server.parts import Parts
 from server.postgres.control import Pool

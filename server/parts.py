@@ -25,16 +25,16 @@ from engines.wasm.engine import Wasm
 from server.events.bus import EventBus
 from server.functions.artifacts import Artifacts
 from server.functions.catalog import Catalog
-from server.functions.concurrency import Slots
-from server.functions.invoke import Invoker
 from server.functions.lifecycle import Lifecycle
-from server.functions.observation import Observer, Sandboxes
 from server.functions.registry import Registry
 from server.functions.secrets import Vault
 from server.host.api import HostApi
 from server.host.database import Database
 from server.host.fetch import Fetcher
 from server.host.keyvalue import KeyValue
+from server.invocations.concurrency import Slots
+from server.invocations.invoke import Invoker
+from server.invocations.observation import Observer, Sandboxes
 from server.log import logger
 from server.postgres.changes import Changes
 from server.postgres.control import Pool, open_pool

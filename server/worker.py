@@ -10,10 +10,10 @@ from typing import Final
 
 from server import parts, process
 from server.events import stream
-from server.functions.async_worker import AsyncWorker
-from server.functions.asynchronous import AsyncRuns
-from server.functions.attempts import Attempts
-from server.functions.idempotency import Idempotency
+from server.invocations.async_worker import AsyncWorker
+from server.invocations.asynchronous import AsyncRuns
+from server.invocations.attempts import Attempts
+from server.invocations.idempotency import Idempotency
 from server.log import logger
 from server.parts import Parts
 from server.process import Stopping

@@ -1,1 +1,1 @@
-"""Functions of a project: deploy from source, versions, artifacts, and running them by slug."""
+"""Functions of a project: deploy from source, versions, settings, secrets, artifacts."""

@@ -15,7 +15,7 @@ import orjson
 from engines.contract import Metrics, Response
 from engines.json_text import LARGE_BYTES, is_json
 from server.errors import FunctionFailed, InvalidArgument
-from server.functions.invoke import Body, Request
+from server.invocations.invoke import Body, Request
 
 STATUS_HEADER: Final = "x-atlas-status"
 """Initial metadata with the HTTP status a function chose; Envoy's Lua filter applies and removes it."""

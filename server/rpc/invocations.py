@@ -8,9 +8,9 @@ from google.api import httpbody_pb2
 from atlas.functions.v1 import invocation_service_pb2 as pb
 from atlas.functions.v1 import invocation_service_pb2_grpc
 from engines.contract import Metrics, Response, Result
-from server.functions.asynchronous import AsyncRuns, Pending
-from server.functions.idempotency import Idempotency
-from server.functions.invoke import Body, Call, Finished, Invoker, Request
+from server.invocations.asynchronous import AsyncRuns, Pending
+from server.invocations.idempotency import Idempotency
+from server.invocations.invoke import Body, Call, Finished, Invoker, Request
 from server.rpc.access import principal
 from server.rpc.boundary import RUN_ID, Context, headers, request_id, trace_parent
 from server.rpc.http import (

@@ -58,7 +58,7 @@ CANCEL_ATTEMPTS: Final = 4
 
 
 class Queue(Protocol):
-    """Runs that wait for their turn: `server.functions.asynchronous.AsyncRuns`."""
+    """Runs that wait for their turn: `server.invocations.asynchronous.AsyncRuns`."""
 
     async def withdraw(self, project_id: str, run_id: str) -> RunRecord | None:
         """Take a run from the queue for good; how it ended, or None when it does not wait there."""

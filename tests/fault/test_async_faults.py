@@ -10,12 +10,12 @@ import pytest
 
 from engines.contract import Outcome, Result
 from server.errors import Unavailable
-from server.functions import async_queue, async_worker, idempotency
-from server.functions.answers import Answer
-from server.functions.async_worker import AsyncWorker
-from server.functions.attempts import Attempts
-from server.functions.idempotency import Idempotency
-from server.functions.invoke import Body, Call, Finished, Request
+from server.invocations import async_queue, async_worker, idempotency
+from server.invocations.answers import Answer
+from server.invocations.async_worker import AsyncWorker
+from server.invocations.attempts import Attempts
+from server.invocations.idempotency import Idempotency
+from server.invocations.invoke import Body, Call, Finished, Request
 from server.postgres.changes import Changes
 from server.postgres.control import Connection, Pool, transaction
 from server.runs import rows

@@ -14,13 +14,13 @@ import pytest
 from engines.contract import Outcome, Result
 from server.errors import AtlasError, Cancelled, FunctionFailed, Internal, InvalidArgument, NotFound, ResourceExhausted
 from server.errors import Unavailable as Overloaded
-from server.functions import async_queue, asynchronous, attempts
-from server.functions.async_worker import AsyncWorker
-from server.functions.asynchronous import AsyncRuns, Pending
-from server.functions.attempts import Attempts
 from server.functions.catalog import Resolved
-from server.functions.invoke import Body, Call, Finished, Request
 from server.functions.outcomes import error_of
+from server.invocations import async_queue, asynchronous, attempts
+from server.invocations.async_worker import AsyncWorker
+from server.invocations.asynchronous import AsyncRuns, Pending
+from server.invocations.attempts import Attempts
+from server.invocations.invoke import Body, Call, Finished, Request
 from server.postgres.changes import Changes
 from server.postgres.control import Pool, transaction
 from server.runs import rows

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from redis.asyncio import Redis
 
-from server.functions.concurrency import NoSlot, Slots
+from server.invocations.concurrency import NoSlot, Slots
 
 WALL_MS = 1_000
 

@@ -11,9 +11,9 @@ import pytest
 
 from engines.contract import Outcome, Response, Result
 from server.errors import Aborted, AtlasError, FunctionFailed, InvalidArgument, NotFound, Unavailable
-from server.functions.idempotency import Idempotency
-from server.functions.invoke import Body, Call, Finished, Request
 from server.functions.outcomes import error_of
+from server.invocations.idempotency import Idempotency
+from server.invocations.invoke import Body, Call, Finished, Request
 from server.postgres.control import Pool, open_pool, transaction
 from tests.fix_functions import add_project
 from tests.fix_runs import eventually

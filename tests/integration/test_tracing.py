@@ -22,11 +22,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 
 from engines.contract import HostError, Limits, Metrics, Outcome, Result
-from server.functions.observation import Observer
 from server.host.api import HostApi
 from server.host.database import Database
 from server.host.fetch import Fetcher
 from server.host.keyvalue import KeyValue
+from server.invocations.observation import Observer
 from server.settings import Settings
 from server.telemetry.correlation import trace_parent
 from server.telemetry.tracers import tracer

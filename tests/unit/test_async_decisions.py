@@ -9,12 +9,12 @@ import pytest
 
 from engines.contract import LimitHit, Metrics, Outcome, Response, Result, ScriptError
 from server.errors import AtlasError, InvalidArgument, NotFound, Unavailable
-from server.functions.answers import pack, unpack
-from server.functions.async_queue import Claimed, shares
-from server.functions.attempts import BACKOFF_S, GIVE_UP_S, Attempts, Retry, died, fault, outcome_of, retry
-from server.functions.idempotency import counts, fingerprint, parse_key
-from server.functions.invoke import Body, Call, Finished, Request
 from server.functions.outcomes import error_of
+from server.invocations.answers import pack, unpack
+from server.invocations.async_queue import Claimed, shares
+from server.invocations.attempts import BACKOFF_S, GIVE_UP_S, Attempts, Retry, died, fault, outcome_of, retry
+from server.invocations.idempotency import counts, fingerprint, parse_key
+from server.invocations.invoke import Body, Call, Finished, Request
 from server.runs.record import RunRecord
 from tests.fix_runs import a_record
 

@@ -15,6 +15,7 @@ LAYERS = (
     ("server.parts", "server.process"),
     ("server.rpc",),
     ("server.triggers",),
+    ("server.invocations",),
     ("server.functions",),
     ("server.host",),
     ("server.workflows", "server.storage", "server.events", "server.projects", "server.runs", "server.tiers"),

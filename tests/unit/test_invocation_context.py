@@ -4,7 +4,7 @@ import uuid
 
 import orjson
 
-from server.functions.invoke import Body, Call, Request, _invocation
+from server.invocations.invoke import Body, Call, Request, _invocation
 
 
 def call(request: Request) -> Call:

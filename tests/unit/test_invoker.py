@@ -14,10 +14,10 @@ from engines.contract import Limits, LogLine, Outcome, Result, ScriptError
 from engines.runtimes import EngineNotReady
 from engines.sourcemap import MOST_PLACES, finish_map
 from server.errors import FunctionFailed, Unavailable
-from server.functions.concurrency import NoSlot
-from server.functions.invoke import Body, Call, Invoker, Request
-from server.functions.observation import Observer
 from server.functions.settings import FunctionSettings
+from server.invocations.concurrency import NoSlot
+from server.invocations.invoke import Body, Call, Invoker, Request
+from server.invocations.observation import Observer
 from server.runs.record import RunRecord
 from server.runs.running import Running
 from server.settings import Settings

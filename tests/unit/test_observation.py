@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from engines.contract import Engine, Metrics, Outcome, Result
-from server.functions.observation import Observer, Sandboxes
+from server.invocations.observation import Observer, Sandboxes
 from server.telemetry import metrics as telemetry
 
 RESOLVED: Any = SimpleNamespace(function=SimpleNamespace(slug="f", version=1, project_id="p", runtime="wasm"))

@@ -9,11 +9,11 @@ from typing import Final, Protocol
 from server.clock import Clock, SystemClock
 from server.errors import Cancelled, InvalidArgument, NotFound, ResourceExhausted
 from server.fields import parse_id
-from server.functions import async_queue
-from server.functions.answers import unpack
-from server.functions.async_queue import TRIGGER
 from server.functions.catalog import Resolved
-from server.functions.invoke import Call, Finished
+from server.invocations import async_queue
+from server.invocations.answers import unpack
+from server.invocations.async_queue import TRIGGER
+from server.invocations.invoke import Call, Finished
 from server.postgres.changes import Changes
 from server.postgres.control import Pool, transaction
 from server.runs import rows

@@ -17,13 +17,13 @@ from typing import Final, Protocol
 from engines.contract import Result
 from server.clock import Clock, SystemClock
 from server.errors import AtlasError, Unavailable
-from server.functions import async_queue
-from server.functions.answers import Answer
-from server.functions.async_queue import Claimed
-from server.functions.asynchronous import TOPIC
-from server.functions.attempts import MAX_ATTEMPTS, Attempts, Retry, died, fault, outcome_of, retry
-from server.functions.invoke import Call, Finished
-from server.functions.leases import Leases
+from server.invocations import async_queue
+from server.invocations.answers import Answer
+from server.invocations.async_queue import Claimed
+from server.invocations.asynchronous import TOPIC
+from server.invocations.attempts import MAX_ATTEMPTS, Attempts, Retry, died, fault, outcome_of, retry
+from server.invocations.invoke import Call, Finished
+from server.invocations.leases import Leases
 from server.log import logger
 from server.postgres.changes import Changes
 from server.postgres.control import Connection, Pool, transaction
@@ -44,7 +44,7 @@ WRITE_ATTEMPTS: Final = 20
 
 
 class Invokes(Protocol):
-    """`server.functions.invoke.Invoker`."""
+    """`server.invocations.invoke.Invoker`."""
 
     async def invoke(self, call: Call) -> Finished: ...
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from engines.contract import Outcome, Response, Result
 from server import errors
 from server.errors import AtlasError, InvalidArgument
-from server.functions.invoke import Finished
+from server.invocations.invoke import Finished
 from server.runs.record import metrics_of
 
 _ERRORS: Final[dict[str, type[AtlasError]]] = {

@@ -16,9 +16,9 @@ from typing import Any, Final
 import orjson
 from psycopg.rows import dict_row
 
-from server.functions.answers import Answer, pack
-from server.functions.invoke import Body, Call, Request
-from server.functions.leases import LEASE_S
+from server.invocations.answers import Answer, pack
+from server.invocations.invoke import Body, Call, Request
+from server.invocations.leases import LEASE_S
 from server.postgres.control import Connection
 from server.runs import rows
 from server.runs.record import RunRecord

@@ -5,9 +5,9 @@ from typing import Final
 
 from engines.contract import Outcome
 from server.errors import Cancelled, Internal, NotFound, Unavailable, Unimplemented
-from server.functions.answers import Answer
-from server.functions.async_queue import Claimed
-from server.functions.invoke import Finished
+from server.invocations.answers import Answer
+from server.invocations.async_queue import Claimed
+from server.invocations.invoke import Finished
 from server.runs.record import RunRecord
 from server.runs.recorder import Sink
 

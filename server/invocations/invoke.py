@@ -32,10 +32,10 @@ from server.clock import Clock, SystemClock
 from server.errors import AtlasError, Unavailable, Unimplemented
 from server.functions.catalog import Catalog, Resolved
 from server.functions.compiling import not_ready
-from server.functions.concurrency import NoSlot, Slots
-from server.functions.observation import Observer
 from server.functions.outcomes import error_of
 from server.functions.records import Function
+from server.invocations.concurrency import NoSlot, Slots
+from server.invocations.observation import Observer
 from server.runs.record import Run, RunError, cancelled, finished
 from server.runs.recorder import Sink
 from server.runs.running import Running

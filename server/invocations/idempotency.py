@@ -20,11 +20,11 @@ import orjson
 
 from engines.contract import Outcome, Result
 from server.errors import Aborted, AtlasError, Cancelled, InvalidArgument, Unavailable
-from server.functions.answers import Answer, pack, unpack
 from server.functions.catalog import require_slug
-from server.functions.invoke import Call, Finished
-from server.functions.leases import LEASE_S, Leases
 from server.functions.outcomes import TABLE
+from server.invocations.answers import Answer, pack, unpack
+from server.invocations.invoke import Call, Finished
+from server.invocations.leases import LEASE_S, Leases
 from server.log import logger
 from server.postgres.control import Connection, Pool, transaction
 

@@ -5,6 +5,7 @@ that breaks a rule is its last. A run ends in one of two ways only: the child ha
 """
 
 import asyncio
+import math
 import time
 from functools import partial
 from typing import Final, Protocol, cast
@@ -24,6 +25,9 @@ GRACE_MS: Final = 50
 
 _STOPPED: Final = frozenset({Outcome.CANCELLED, Outcome.WALL_LIMIT, Outcome.CPU_LIMIT})
 """Ends that leave a realm in the middle of what it did."""
+
+_IDLE_CPU_MS: Final = 300.0
+"""What a child may use between two runs: its collector's work, and none of what a run has left behind."""
 
 _HARD_CPU_MS: Final = 1_800_000.0  # half of RLIMIT_CPU: recycled long before the kernel would end it in mid-run
 
@@ -172,6 +176,7 @@ class ChildLink(asyncio.Protocol):
         self.run = None
         if worn := self._worn_by(run, result.outcome):
             self.child.worn = worn
+        self._start_clock()
         run.end(result)
         self._owner.released(self)
         return None
@@ -236,11 +241,14 @@ class ChildLink(asyncio.Protocol):
             self._cpu_before_ms = cpu_ms(self.worker.pid)
 
     def look_at_clock(self) -> None:
-        """Of one that does not keep the processor time limit itself: end the run if it is over it."""
+        """Of one that does not keep the processor time limit itself: end it if it is over it, or busy when idle."""
         run = self.run
-        if run is None or run.verdict is not None:
+        if run is None:
+            allowed_ms = _IDLE_CPU_MS if self.child.state is State.IDLE else math.inf
+        elif run.verdict is None:
+            allowed_ms = run.limits.cpu_ms if run.started_ms else LOAD_CPU_MS
+        else:
             return
-        allowed_ms = run.limits.cpu_ms if run.started_ms else LOAD_CPU_MS
         if cpu_ms(self.worker.pid) - self._cpu_before_ms > allowed_ms:
             self.condemn(Outcome.CPU_LIMIT, "processor time")
 

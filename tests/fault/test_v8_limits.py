@@ -97,6 +97,21 @@ async def test_the_wall_clock_and_processor_time_end_a_loop(v8: V8) -> None:
     assert (await run(v8, "return 1")).outcome is Outcome.OK
 
 
+LEFT_BEHIND = {
+    "a thread": "crypto.pbkdf2('a', 'b', 2 ** 31 - 1, 64, 'sha512', () => {})",
+    "a callback": "crypto.pbkdf2('a', 'b', 1_000_000, 8, 'sha1', () => { for (;;); })",
+}
+
+
+@pytest.mark.parametrize("left", LEFT_BEHIND.values(), ids=LEFT_BEHIND)
+async def test_what_a_run_leaves_behind_does_not_go_on_computing(v8: V8, left: str) -> None:
+    code = f"import crypto from 'node:crypto'; export default () => {{ {left}; return 1 }}"
+    assert (await run(v8, program(code))).value == b"1"
+    pid = next(pid for pid, state in children_of(v8).items() if state == "idle")
+    await until(lambda: not is_alive(pid), timeout_s=20)
+    assert v8.report()["crashes"] == 0
+
+
 async def test_a_child_serves_one_fresh_run_and_warm_ones_until_it_is_idle(v8: V8) -> None:
     counter = "let n = 0; export default () => ++n"
     assert [(await run(v8, program(counter))).value for _ in range(3)] == [b"1", b"2", b"3"]

@@ -1,8 +1,7 @@
 """What the engines made of V8 have in common: a program of their own, jailed, whose memory is limited from birth."""
 
 import signal
-from collections.abc import Callable
-from typing import Final
+from typing import ClassVar, Final
 
 from engines.kind import MIB, Kind
 from engines.supervisor import Supervisor
@@ -19,22 +18,31 @@ KIND: Final = Kind(
 
 
 class V8(Supervisor):
-    """`program()` is the path of the engine's executable; FileNotFoundError or ModuleNotFoundError without one."""
+    """A subclass names the zygote's program module, and says where the engine's executable is.
+
+    `spares` blank children are kept once it is in use; requests wait at most `queue_ms` for a free child.
+    """
+
+    MODULE: ClassVar[str]
+
+    @staticmethod
+    def executable() -> str:
+        """Its path. Raises FileNotFoundError or ModuleNotFoundError without one."""
+        raise NotImplementedError
 
     def __init__(
         self,
-        module: str,
-        program: Callable[[], str],
         *,
-        spares: int,
-        max_children: int,
-        max_children_per_project: int,
-        queue_ms: int,
-        unsafe: bool,
+        spares: int = 1,
+        max_children: int = 16,
+        max_children_per_project: int = 8,
+        queue_ms: int = 5_000,
+        unsafe: bool = False,
+        module: str | None = None,
     ) -> None:
         async def launch(module: str, *, unsafe: bool) -> Zygote:
             try:
-                path = program()
+                path = self.executable()
             except (FileNotFoundError, ModuleNotFoundError) as why:
                 raise ZygoteError(f"its program is not installed: {why}") from why
             zygote = await Zygote.launch(module, unsafe=unsafe, argument=path)
@@ -46,7 +54,7 @@ class V8(Supervisor):
             return zygote
 
         super().__init__(
-            module,
+            module or self.MODULE,
             spares=spares,
             max_children=max_children,
             max_children_per_project=max_children_per_project,

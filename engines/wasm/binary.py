@@ -63,30 +63,26 @@ class Reader:
         return self.take(1)[0]
 
     def u32(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self.byte()
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
-            if shift > 28:
-                raise Malformed("an integer of too many bytes")
+        value, _, _ = self._leb128()
         if value >= 1 << 32:
             raise Malformed("an integer of more than 32 bits")
         return value
 
     def i32(self) -> int:
+        value, bits, last = self._leb128()
+        return value - (1 << bits) if last & 0x40 else value
+
+    def _leb128(self) -> tuple[int, int, int]:
+        """The bits as they stand, how many there are, and the last byte, which knows the sign."""
         value = shift = 0
         while True:
             byte = self.byte()
             value |= (byte & 0x7F) << shift
             shift += 7
             if byte < 0x80:
-                break
+                return value, shift, byte
             if shift > 28:
                 raise Malformed("an integer of too many bytes")
-        return value - (1 << shift) if byte & 0x40 else value
 
     def vector(self) -> memoryview:
         return self.take(self.u32())

@@ -19,6 +19,11 @@ def shown(value: str) -> str:
     return json.dumps(value if len(value) <= 40 else value[:40] + "…", ensure_ascii=False)
 
 
+def well_formed(text: str) -> str:
+    """The text with a question mark for each lone surrogate, which UTF-8 cannot hold."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 def is_id(value: str) -> bool:
     """Whether it is a UUID, in either case."""
     return _UUID.fullmatch(value.lower()) is not None

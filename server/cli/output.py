@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any, Final
 
 import click
@@ -114,7 +114,3 @@ def plain(message: Message) -> dict[str, Any]:
 def when(stamp: Timestamp) -> str:
     """In the reader's own time zone, to the second."""
     return stamp.ToDatetime(UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S") if stamp.seconds else ""
-
-
-def rfc3339(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat()

@@ -11,6 +11,7 @@ from google.protobuf import struct_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.errors import FunctionFailed, InvalidArgument
+from server.fields import well_formed
 
 MAX_DEPTH: Final = 30
 """Levels of nesting in an answer. Protobuf parsers refuse messages nested over 100 deep; a level takes three."""
@@ -112,21 +113,17 @@ def _fill(target: struct_pb2.Value, value: Any, depth: int) -> None:
     elif isinstance(value, int | float):
         target.number_value = value
     elif isinstance(value, str):
-        target.string_value = _well_formed(value)
+        target.string_value = well_formed(value)
     elif isinstance(value, dict):
         fields = target.struct_value.fields
         target.struct_value.SetInParent()
         for name, item in value.items():
-            _fill(fields[_well_formed(name)], item, depth + 1)
+            _fill(fields[well_formed(name)], item, depth + 1)
     else:
         values = target.list_value.values
         target.list_value.SetInParent()
         for item in value:
             _fill(values.add(), item, depth + 1)
-
-
-def _well_formed(text: str) -> str:
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _too_deep() -> FunctionFailed:

@@ -14,6 +14,7 @@ from uuid import UUID
 import orjson
 
 from engines.contract import LogLine, Metrics, Outcome, Result
+from server.fields import well_formed
 
 State = Literal["queued", "running", "finished"]
 
@@ -178,18 +179,14 @@ def _moment(value: str) -> datetime:
 
 
 def _well_formed(record: RunRecord) -> RunRecord:
-    logs = tuple(replace(line, text=_encodable(line.text)) for line in record.logs)
-    return replace(_with_texts(record, _encodable), logs=logs)
+    logs = tuple(replace(line, text=well_formed(line.text)) for line in record.logs)
+    return replace(_with_texts(record, well_formed), logs=logs)
 
 
 def _cut(record: RunRecord) -> RunRecord:
     """Small for certain: of the console nothing, of every other text its beginning."""
     small = _with_texts(record, lambda text: text[:MAX_TEXT_CHARS])
     return replace(small, logs=(), logs_truncated=record.logs_truncated or bool(record.logs))
-
-
-def _encodable(text: str) -> str:
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _with_texts(record: RunRecord, change: Callable[[str], str]) -> RunRecord:

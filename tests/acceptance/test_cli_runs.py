@@ -2,14 +2,12 @@
 
 import json
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tests.fix_cli import PROGRAM, Program
-from tests.fix_clients import Rest
+from tests.fix_clients import Rest, eventually
 
 SLOW = "export default () => new Promise((resolve) => setTimeout(resolve, 60_000))\n"
 SPEAKS = """
@@ -19,15 +17,6 @@ export default (input, ctx) => {
   return { env: { ...ctx.env } };
 }
 """
-
-
-def eventually(ask: Callable[[], Any], within_s: float = 15.0) -> Any:
-    """What `ask` answers once that is true: records are written soon after a run, not with it."""
-    deadline_s = time.monotonic() + within_s
-    while not (answer := ask()):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
-    return answer
 
 
 def deploy(program: Program, slug: str, source: str) -> None:

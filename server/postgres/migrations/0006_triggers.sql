@@ -1,0 +1,25 @@
+CREATE TABLE triggers (
+  id          uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
+  project_id  uuid        NOT NULL REFERENCES projects ON DELETE CASCADE,
+  event_type  text        NOT NULL,
+  config      jsonb       NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(config) = 'object'),
+  target_type text        NOT NULL CHECK (target_type IN ('function', 'workflow')),
+  function_id uuid,
+  workflow_id uuid,
+  conditions  json        NOT NULL DEFAULT '[]', -- as written: numbers keep their digits
+  enabled     boolean     NOT NULL DEFAULT true,
+  paused      boolean     NOT NULL DEFAULT false,
+  retry       jsonb       NOT NULL DEFAULT '{}', -- what differs from the default policy
+  order_key   text,                              -- a path into the event
+  concurrency integer     CHECK (concurrency BETWEEN 1 AND 1000),
+  since       timestamptz NOT NULL DEFAULT now(), -- when it was created or enabled, or its schedule written
+  created_at  timestamptz NOT NULL DEFAULT now(),
+  updated_at  timestamptz NOT NULL DEFAULT now(),
+  CHECK ((target_type = 'function') = (function_id IS NOT NULL)),
+  CHECK ((target_type = 'workflow') = (workflow_id IS NOT NULL)),
+  FOREIGN KEY (function_id, project_id) REFERENCES functions (id, project_id) ON DELETE CASCADE,
+  FOREIGN KEY (workflow_id, project_id) REFERENCES workflow_definitions (id, project_id) ON DELETE CASCADE
+);
+CREATE INDEX triggers_newest ON triggers (project_id, created_at DESC, id DESC);
+CREATE INDEX triggers_of_function ON triggers (function_id, project_id) WHERE function_id IS NOT NULL;
+CREATE INDEX triggers_of_workflow ON triggers (workflow_id, project_id) WHERE workflow_id IS NOT NULL;

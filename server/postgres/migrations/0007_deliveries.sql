@@ -1,0 +1,53 @@
+-- Events that a trigger answers, as they came from the stream: kept as long as a delivery of theirs is.
+CREATE TABLE delivered_events (
+  project_id uuid        NOT NULL,
+  event_id   text        NOT NULL,
+  body       bytea       NOT NULL,
+  stored_at  timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (project_id, event_id)
+);
+CREATE INDEX delivered_events_old ON delivered_events (stored_at);
+
+-- The ledger: one row for each pair of event and trigger, from the moment that the event is taken from the stream.
+-- Without foreign keys: what a deleted project had may be more than one statement can delete.
+CREATE TABLE deliveries (
+  id          uuid        PRIMARY KEY,           -- UUIDv5 of trigger and event
+  project_id  uuid        NOT NULL,
+  trigger_id  uuid        NOT NULL,
+  event_id    text        NOT NULL,
+  event_type  text        NOT NULL,
+  sequence    bigint      NOT NULL,              -- of the event in the stream; 0 of a tick that never was in it
+  state       text        NOT NULL CHECK (state IN ('queued', 'running', 'held', 'done', 'dead', 'skipped', 'cancelled')),
+  order_key   text,
+  due_at      timestamptz NOT NULL,              -- queued: when it may start; running: when its lease is over
+  lease       uuid,
+  run_id      uuid,                              -- of the attempt that runs or ran last
+  began_at    timestamptz,                       -- when that attempt began
+  attempts    integer     NOT NULL DEFAULT 0,    -- begun, since it was made or replayed
+  refusals    integer     NOT NULL DEFAULT 0,    -- times that there was no room to run it
+  history     jsonb       NOT NULL DEFAULT '[]', -- the attempts that ended, oldest first
+  outcome     text        NOT NULL DEFAULT '',   -- of the last attempt that ended
+  error       json,                              -- {"reason", "message"} of the last attempt, or why it was skipped
+  created_at  timestamptz NOT NULL DEFAULT now(),
+  finished_at timestamptz
+) WITH (fillfactor = 70);
+CREATE INDEX deliveries_newest ON deliveries (project_id, created_at DESC, id DESC);
+CREATE INDEX deliveries_of_trigger ON deliveries (trigger_id, created_at DESC, id DESC);
+CREATE INDEX deliveries_of_event ON deliveries (project_id, event_id);
+CREATE INDEX deliveries_dead ON deliveries (project_id, created_at DESC, id DESC) WHERE state = 'dead';
+CREATE INDEX deliveries_waiting ON deliveries (trigger_id, due_at) WHERE state = 'queued';
+CREATE INDEX deliveries_running ON deliveries (lease) WHERE state = 'running';
+CREATE INDEX deliveries_ordered ON deliveries (trigger_id, order_key, sequence)
+  WHERE order_key IS NOT NULL AND state IN ('queued', 'running', 'held');
+CREATE INDEX deliveries_finished ON deliveries (finished_at) WHERE finished_at IS NOT NULL;
+
+-- Messages of the stream that are no events, with the reason. Kept for operators.
+CREATE TABLE parked_messages (
+  sequence   bigint      NOT NULL, -- in the stream
+  subject    text        NOT NULL,
+  reason     text        NOT NULL,
+  body       bytea       NOT NULL, -- its first 64 KiB
+  body_bytes integer     NOT NULL,
+  parked_at  timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (parked_at, sequence)
+);

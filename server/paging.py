@@ -54,6 +54,9 @@ class Place:
 END: Final = Place(2**63 - 1, "ffffffff-ffff-ffff-ffff-ffffffffffff")
 """Before the first item of a list that is sorted by a number, newest first."""
 
+EARLIEST: Final = Place(0, "00000000-0000-0000-0000-000000000000")
+"""Before the first item of a list that is sorted by time, oldest first."""
+
 LATEST: Final = Place(
     (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1), "ffffffff-ffff-ffff-ffff-ffffffffffff"
 )
@@ -81,7 +84,11 @@ class Request:
         weights = itertools.accumulate(weigh(item) for item in shown)
         fitting = sum(weight <= MAX_BYTES for weight in weights)
         shown = shown[: max(1, fitting)]
-        return Page(shown, _token(self.name, place(shown[-1])) if len(shown) < len(items) else "")
+        return Page(shown, self.token(place(shown[-1])) if len(shown) < len(items) else "")
+
+    def token(self, place: Place) -> str:
+        """By which the caller goes on after that place."""
+        return _token(self.name, place)
 
 
 def request(name: str, page_size: int, page_token: str, *, first: Place = LATEST) -> Request:

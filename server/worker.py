@@ -42,6 +42,7 @@ def run_worker(settings: Settings) -> None:
         await _start_running(started, stack)
         await started.listen()
         parts.repeat(partial(stream.trim, started.bus, settings), TRIM_S, "removing events that are done", stack)
+        parts.repeat(started.ledger_retention.sweep, SWEEP_S, "removing deliveries that are kept no more", stack)
         parts.repeat(started.projects.sweep, TIDY_S, "removing what deleted projects left", stack)
         parts.repeat(started.lifecycle.sweep, TIDY_S, "removing functions and files that are kept no more", stack)
         await _say_ready(settings, stack)

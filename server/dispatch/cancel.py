@@ -39,8 +39,9 @@ UPDATE deliveries SET state = 'cancelled', lease = NULL, finished_at = now(), er
     'ended_at', now(), 'outcome', %(outcome)s::text, 'reason', 'CANCELLED', 'message', %(message)s::text)
 WHERE id = %(id)s AND state = 'running' AND run_id = %(run_id)s
 """
-_RENAMED: Final = """
-UPDATE deliveries SET state = 'cancelled' WHERE id = %s AND state = 'dead' AND outcome = 'cancelled' AND run_id = %s
+_ABANDONED: Final = """
+SELECT 1 FROM deliveries d WHERE id = %s AND state = 'running' AND run_id = %s
+  AND NOT EXISTS (SELECT 1 FROM dispatch_leases l WHERE l.id = d.lease AND l.expires_at > now())
 """
 
 
@@ -113,16 +114,12 @@ class Canceller:
             told = {"outcome": outcome, "message": _MESSAGE, "id": running.id, "run_id": running.run_id}
             error = Json({"reason": "CANCELLED", "message": _MESSAGE})
             await conn.execute(_ENDED, {**told, "error": error})
-            await conn.execute(_RENAMED, [running.id, running.run_id])
             return await self._changed(conn, running)
 
     async def _abandoned(self, running: Delivery) -> bool:
         """Whether the lease of its worker is over, which then has died."""
         async with transaction(self._pool) as conn:
-            cursor = await conn.execute(
-                "SELECT 1 FROM deliveries WHERE id = %s AND state = 'running' AND run_id = %s AND due_at <= now()",
-                [running.id, running.run_id],
-            )
+            cursor = await conn.execute(_ABANDONED, [running.id, running.run_id])
             return await cursor.fetchone() is not None
 
     async def _changed(self, conn: Connection, before: Delivery) -> Delivery:

@@ -13,6 +13,7 @@ from server.postgres.control import Connection, Pool, transaction
 from tests.fix_triggers import add_function, add_trigger
 
 EVENT_BODY = b'{"id": "e1", "type": "order.paid", "data": {"n": 12345678901234567890.10}}'
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
 FINISHED = ("done", "dead", "skipped", "cancelled")
 
 

@@ -18,11 +18,11 @@ class ParkedMessageService(parked_messages_service_pb2_grpc.ParkedMessageService
     ) -> pb.ListParkedMessagesResponse:
         page = await self._messages.list(request.page_size, request.page_token)
         return pb.ListParkedMessagesResponse(
-            messages=[_message(item) for item in page.items], next_page_token=page.next_page_token
+            messages=[message_of(item) for item in page.items], next_page_token=page.next_page_token
         )
 
 
-def _message(parked: ParkedMessage) -> pb.ParkedMessage:
+def message_of(parked: ParkedMessage) -> pb.ParkedMessage:
     text = parked.text
     return pb.ParkedMessage(
         sequence=parked.sequence,

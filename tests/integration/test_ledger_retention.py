@@ -1,6 +1,6 @@
 """What the ledger forgets, and when, on a real Postgres."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -11,9 +11,8 @@ from server.dispatch.retention import MARGIN, PARKED_KEEP, LedgerRetention
 from server.errors import InvalidArgument
 from server.postgres.control import Pool
 from tests.fix_functions import add_project
-from tests.fix_ledger import count, put_delivery, put_parked
+from tests.fix_ledger import NOW, count, put_delivery, put_parked
 
-NOW = datetime(2026, 6, 1, tzinfo=UTC)
 KEEP = timedelta(hours=72) + MARGIN
 KEEP_DEAD = timedelta(days=30)
 

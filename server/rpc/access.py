@@ -26,6 +26,7 @@ _INVOCATIONS: Final = "/atlas.functions.v1.InvocationService/"
 _RUNS: Final = "/atlas.runs.v1.RunService/"
 _EVENTS: Final = "/atlas.events.v1.EventService/"
 _DELIVERIES: Final = "/atlas.deliveries.v1.DeliveryService/"
+_TRIGGERS: Final = "/atlas.triggers.v1.TriggerService/"
 _PROJECTS: Final = "/atlas.projects.v1.ProjectService/"
 
 METHODS: Final[Mapping[str, Access]] = {
@@ -59,6 +60,24 @@ METHODS: Final[Mapping[str, Access]] = {
     _DELIVERIES + "ReplayDeliveriesHttp": Access.SERVICE,
     _DELIVERIES + "CancelDelivery": Access.SERVICE,
     "/atlas.deliveries.v1.ParkedMessageService/ListParkedMessages": Access.ADMIN,
+    _TRIGGERS + "CreateTrigger": Access.SERVICE,
+    _TRIGGERS + "CreateTriggerHttp": Access.SERVICE,
+    _TRIGGERS + "ListTriggers": Access.SERVICE,
+    _TRIGGERS + "ListTriggersHttp": Access.SERVICE,
+    _TRIGGERS + "GetTrigger": Access.SERVICE,
+    _TRIGGERS + "GetTriggerHttp": Access.SERVICE,
+    _TRIGGERS + "UpdateTrigger": Access.SERVICE,
+    _TRIGGERS + "UpdateTriggerHttp": Access.SERVICE,
+    _TRIGGERS + "DeleteTrigger": Access.SERVICE,
+    _TRIGGERS + "PauseTrigger": Access.SERVICE,
+    _TRIGGERS + "PauseTriggerHttp": Access.SERVICE,
+    _TRIGGERS + "ResumeTrigger": Access.SERVICE,
+    _TRIGGERS + "ResumeTriggerHttp": Access.SERVICE,
+    _TRIGGERS + "PreviewTrigger": Access.SERVICE,
+    _TRIGGERS + "PreviewSchedule": Access.SERVICE,
+    _TRIGGERS + "PreviewScheduleHttp": Access.SERVICE,
+    _TRIGGERS + "ExplainEvent": Access.SERVICE,
+    _TRIGGERS + "ExplainEventHttp": Access.SERVICE,
     _PROJECTS + "CreateProject": Access.ADMIN,
     _PROJECTS + "GetProject": Access.ADMIN,
     _PROJECTS + "ListProjects": Access.ADMIN,

@@ -80,9 +80,7 @@ def may_begin(policy: RetryPolicy, *, attempts: int, age_s: float) -> bool:
     return attempts <= policy.attempts and (attempts <= 1 or age_s <= policy.max_age_s)
 
 
-def decide(
-    end: Ended, policy: RetryPolicy, *, attempts: int, refusals: int, age_s: float, chance: float
-) -> Verdict:
+def decide(end: Ended, policy: RetryPolicy, *, attempts: int, refusals: int, age_s: float, chance: float) -> Verdict:
     """`attempts` counts this one, `age_s` is since it was taken up, released or replayed, `chance` is from 0 to 1."""
     if end.outcome is Outcome.OK:
         return Verdict("done", attempts, refusals)

@@ -28,7 +28,7 @@ def order_key(path: Path, event: Envelope) -> str | None:
     if value is None or value is MISSING:
         return None
     text = _text(value)
-    if 1 <= len(text) <= MAX_CHARS and (text.isascii() and text.isprintable() or _storable(text)):
+    if 1 <= len(text) <= MAX_CHARS and ((text.isascii() and text.isprintable()) or _storable(text)):
         return text
     return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -42,9 +42,9 @@ class Room:
             return min(1, self.free)
         return max(0, min(self._most - running, unreserved))
 
-    def take(self, trigger_id: str) -> bool:
-        """A slot for it, to be given back; False when it may have none now."""
-        if self.left(trigger_id) < 1:
+    def take(self, trigger_id: str, *, however: bool = False) -> bool:
+        """A slot for it, to be given back; False when it may have none now, unless it must have one."""
+        if not however and self.left(trigger_id) < 1:
             return False
         self._running[trigger_id] += 1
         self._taken += 1

@@ -28,7 +28,7 @@ from engines.contract import Invocation, Outcome, Program
 from server import parts, process
 from server.dispatch.cancel import Canceller
 from server.dispatch.deliveries import Deliveries
-from server.dispatch.parked import ParkedMessages
+from server.dispatch.parked_messages import ParkedMessages
 from server.dispatch.replay import Replayer
 from server.events.publisher import Publisher
 from server.functions.deploy import Deployer

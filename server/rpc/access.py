@@ -25,6 +25,7 @@ _FUNCTIONS: Final = "/atlas.functions.v1.FunctionService/"
 _INVOCATIONS: Final = "/atlas.functions.v1.InvocationService/"
 _RUNS: Final = "/atlas.runs.v1.RunService/"
 _EVENTS: Final = "/atlas.events.v1.EventService/"
+_DELIVERIES: Final = "/atlas.deliveries.v1.DeliveryService/"
 _TRIGGERS: Final = "/atlas.triggers.v1.TriggerService/"
 _PROJECTS: Final = "/atlas.projects.v1.ProjectService/"
 
@@ -51,6 +52,14 @@ METHODS: Final[Mapping[str, Access]] = {
     _RUNS + "TailRunsHttp": Access.SERVICE,
     _EVENTS + "PublishEvents": Access.SERVICE,
     _EVENTS + "PublishEventsHttp": Access.SERVICE,
+    _DELIVERIES + "ListDeliveries": Access.SERVICE,
+    _DELIVERIES + "GetDelivery": Access.SERVICE,
+    _DELIVERIES + "GetDeliveryHttp": Access.SERVICE,
+    _DELIVERIES + "ReplayDelivery": Access.SERVICE,
+    _DELIVERIES + "ReplayDeliveries": Access.SERVICE,
+    _DELIVERIES + "ReplayDeliveriesHttp": Access.SERVICE,
+    _DELIVERIES + "CancelDelivery": Access.SERVICE,
+    "/atlas.deliveries.v1.ParkedMessageService/ListParkedMessages": Access.ADMIN,
     _TRIGGERS + "CreateTrigger": Access.SERVICE,
     _TRIGGERS + "CreateTriggerHttp": Access.SERVICE,
     _TRIGGERS + "ListTriggers": Access.SERVICE,

@@ -96,6 +96,11 @@ class Settings:
         metadata=_doc("How long dead letters are kept, days, and at least as long as events", low=1, high=3650),
     )
 
+    max_event_depth: int = field(
+        default=8,
+        metadata=_doc("How many runs one event may lead to, each by an event of the one before", low=1, high=100),
+    )
+
     # What operators see
     runs_keep_hours: int = field(
         default=72, metadata=_doc("How long records of runs are kept, hours", low=1, high=8760)

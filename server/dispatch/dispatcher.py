@@ -13,6 +13,7 @@ from server.dispatch import consumer
 from server.dispatch.holds import Holds
 from server.dispatch.intake import Intake
 from server.dispatch.lease import LEASE_S, Lease
+from server.dispatch.loops import Loops
 from server.dispatch.outcomes import Outcomes
 from server.dispatch.room import Room
 from server.dispatch.runs import Invokes, Runs, StartsWorkflows
@@ -53,7 +54,8 @@ class Dispatcher:
         self._metrics = metrics = metrics or Metrics()
         self._room = Room(slots)
         self._outcomes = Outcomes(pool, lambda delay_s: self._starter.ended(delay_s))
-        self._runs = Runs(invoker, workflows, self._outcomes, self._room, metrics=metrics, clock=clock)
+        loops = Loops(pool, settings.max_event_depth, metrics=metrics)
+        self._runs = Runs(invoker, workflows, self._outcomes, self._room, loops=loops, metrics=metrics, clock=clock)
         self._lease = Lease(
             pool, known=self._runs.known, found=lambda: self._starter.wake(), lease_s=lease_s, clock=clock
         )

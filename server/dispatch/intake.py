@@ -308,7 +308,7 @@ def _pair(each: _Fired, state: State) -> Pair:
 
 
 def _body(each: _Fired) -> Body:
-    return Body(each.event.project_id, each.event.id, each.message.body)
+    return Body(each.event.project_id, each.event.id, each.message.body, each.event.cause)
 
 
 def _attempt(each: _Fired, pair: Pair, now: datetime) -> Attempt:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from server.events.envelope import Cause
 from server.postgres.control import Connection
 
 LOST: Final = "lost"
@@ -21,8 +22,9 @@ BATCH: Final = 1_000
 _INSERT: Final = """
 WITH mine AS MATERIALIZED (SELECT FROM dispatch_leases WHERE id = %b::uuid FOR KEY SHARE),
 bodies AS (
-  INSERT INTO delivered_events (project_id, event_id, body)
-  SELECT * FROM unnest(%b::uuid[], %b::text[], %b::bytea[]) ON CONFLICT DO NOTHING
+  INSERT INTO delivered_events (project_id, event_id, body, cause_run, cause_trigger, cause_depth)
+  SELECT * FROM unnest(%b::uuid[], %b::text[], %b::bytea[], %b::uuid[], %b::uuid[], %b::integer[])
+  ON CONFLICT DO NOTHING
 )
 INSERT INTO deliveries (id, project_id, trigger_id, event_id, event_type, sequence, order_key, run_id, state, lease,
   due_at, began_at, attempts)
@@ -103,6 +105,7 @@ class Body:
     project_id: str
     event_id: str
     body: bytes
+    cause: Cause | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,9 @@ async def insert(conn: Connection, lease: str, bodies: Sequence[Body], pairs: Se
             [each.project_id for each in bodies],
             [each.event_id for each in bodies],
             [each.body for each in bodies],
+            [each.cause and each.cause.run_id for each in bodies],
+            [each.cause and each.cause.trigger_id for each in bodies],
+            [each.cause and each.cause.depth for each in bodies],
             lease,
             [each.id for each in pairs],
             [each.project_id for each in pairs],

@@ -20,6 +20,7 @@ from server.clock import Clock, SystemClock
 from server.dispatch import decisions
 from server.dispatch.decisions import Ended, decide, may_begin
 from server.dispatch.ledger import End
+from server.dispatch.loops import Loops
 from server.dispatch.outcomes import Outcomes
 from server.dispatch.room import Room
 from server.errors import AtlasError, InvalidArgument, NotFound
@@ -119,6 +120,7 @@ class Runs:
         outcomes: Outcomes,
         room: Room,
         *,
+        loops: Loops | None = None,
         metrics: Metrics | None = None,
         clock: Clock | None = None,
         chance: Callable[[], float] = random.random,
@@ -127,6 +129,7 @@ class Runs:
         self._workflows = workflows
         self._outcomes = outcomes
         self._room = room
+        self._loops = loops
         self._metrics = metrics or Metrics()
         self._clock = clock or SystemClock()
         self._chance = chance
@@ -197,7 +200,10 @@ class Runs:
             self._metrics.delivery_lag_s().observe(max(0.0, (began - attempt.came_at).total_seconds()))
         try:
             event = attempt.event or decode(attempt.body)
-            ended = await self._target(attempt, attempt.body, event)
+            if self._loops is not None and self._loops.is_too_deep(event):
+                ended = await self._loops.stopped(event, attempt.armed.trigger.id)
+            else:
+                ended = await self._target(attempt, attempt.body, event)
         except InvalidArgument as why:
             ended = Ended(Outcome.LOAD_FAILED, "EVENT_UNREADABLE", why.message)
         except AtlasError as why:

@@ -90,13 +90,19 @@ DELIVERIES_RUNNING: Final = Family("atlas_deliveries_running", "gauge", (), "Del
 DELIVERIES_QUEUED: Final = Family(
     "atlas_deliveries_queued", "gauge", (), "Deliveries that are queued: to run at once, in their order, or later"
 )
+EVENT_LOOPS: Final = Family(
+    "atlas_event_loops_total",
+    "counter",
+    (),
+    "Deliveries not run because of ATLAS_MAX_EVENT_DEPTH: triggers in a circle",
+)
 
 FAMILIES: Final[Mapping[str, Family]] = {
     family.name: family
     for family in (
         *(INVOCATIONS, INVOCATION_S, QUEUE_S, BOOT_S, CHILDREN, CRASHES),
         *(HOST_CALLS, HOST_CALL_S, RPCS, RPC_S, RECORDS_DROPPED),
-        *(EVENTS, DELIVERIES, DELIVERY_LAG_S, DELIVERIES_RUNNING, DELIVERIES_QUEUED),
+        *(EVENTS, DELIVERIES, DELIVERY_LAG_S, DELIVERIES_RUNNING, DELIVERIES_QUEUED, EVENT_LOOPS),
     )
 }
 
@@ -181,3 +187,4 @@ class Metrics:
         self.delivery_lag_s = Series(found, DELIVERY_LAG_S, Histogram)
         self.deliveries_running = Series(found, DELIVERIES_RUNNING, Number)
         self.deliveries_queued = Series(found, DELIVERIES_QUEUED, Number)
+        self.event_loops = Series(found, EVENT_LOOPS, Number)

@@ -4,9 +4,13 @@ CREATE TABLE delivered_events (
   event_id   text        NOT NULL,
   body       bytea       NOT NULL,
   stored_at  timestamptz NOT NULL DEFAULT now(),
+  cause_run     uuid,    -- the run that the event is of, or none: what the body says, where it can be looked for
+  cause_trigger uuid,
+  cause_depth   integer,
   PRIMARY KEY (project_id, event_id)
 );
 CREATE INDEX delivered_events_old ON delivered_events (stored_at);
+CREATE INDEX delivered_events_of_run ON delivered_events (cause_run, stored_at) WHERE cause_run IS NOT NULL;
 
 -- The ledger: one row for each pair of event and trigger, from the moment that the event is taken from the stream.
 -- Without foreign keys: what a deleted project had may be more than one statement can delete.
@@ -65,3 +69,19 @@ CREATE TABLE parked_messages (
   parked_at  timestamptz NOT NULL DEFAULT now(),
   PRIMARY KEY (parked_at, sequence)
 );
+
+-- Triggers that begin with events of the past: how far each has come. One row until it is through.
+CREATE TABLE trigger_backfills (
+  trigger_id    uuid        PRIMARY KEY REFERENCES triggers ON DELETE CASCADE,
+  project_id    uuid        NOT NULL,
+  start_from    timestamptz NOT NULL,
+  state         text        NOT NULL DEFAULT 'running' CHECK (state IN ('running', 'done', 'stopped')),
+  next_sequence bigint,                          -- in the stream: all before it are looked at; none before it began
+  last_sequence bigint,                          -- the end of the stream when the trigger was in force
+  looked_at     bigint      NOT NULL DEFAULT 0,  -- events of its types, of all projects
+  fired         bigint      NOT NULL DEFAULT 0,
+  owner         uuid,                            -- the lease of the process that works at it
+  created_at    timestamptz NOT NULL DEFAULT now(),
+  finished_at   timestamptz
+);
+CREATE INDEX trigger_backfills_running ON trigger_backfills (created_at) WHERE state = 'running';

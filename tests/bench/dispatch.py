@@ -95,9 +95,7 @@ class _Site:
         made = self.make()
         project = (await started.projects.list(1)).items[0]
         self.project_id = project.id
-        deployer = Deployer(
-            started.lifecycle, started.artifacts, runtimes=started.runtimes, settings=started.settings
-        )
+        deployer = Deployer(started.lifecycle, started.artifacts, runtimes=started.runtimes, settings=started.settings)
         await started.listen()
         function = await deployer.deploy(
             project.id, project.tier, name="bench", slug="bench", runtime="quickjs", source=SOURCE
@@ -233,5 +231,3 @@ async def _started() -> AsyncIterator[Parts]:
     finally:
         await supervisor.stop()
         shutil.rmtree(folder)
-
-

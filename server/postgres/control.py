@@ -1,11 +1,13 @@
 """The control plane's database: one pool a process, and transactions on it."""
 
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 from psycopg.types.string import TextLoader
 from psycopg_pool import AsyncConnectionPool
@@ -84,11 +86,16 @@ class Kept:
             raise
 
     async def close(self) -> None:
-        """Given up. The pool makes another one: what was set on this one concerns nobody else."""
+        """Given back as it was, or ended if it is not idle."""
         conn, self._conn = self._conn, None
-        if conn is not None:
+        if conn is None:
+            return
+        if conn.info.transaction_status is TransactionStatus.IDLE:
+            with contextlib.suppress(psycopg.Error):
+                await conn.set_autocommit(False)
+        if conn.autocommit:
             await conn.close()
-            await self._pool.putconn(conn)
+        await self._pool.putconn(conn)
 
 
 def _away() -> Unavailable:

@@ -15,7 +15,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from atlas.deliveries.v1 import deliveries_service_pb2_grpc, parked_messages_service_pb2_grpc
+from atlas.deliveries.v1 import (
+    deliveries_service_pb2_grpc,
+    lineage_service_pb2_grpc,
+    parked_messages_service_pb2_grpc,
+)
 from atlas.events.v1 import events_service_pb2_grpc
 from atlas.functions.v1 import functions_service_pb2_grpc, invocation_service_pb2_grpc
 from atlas.health.v1 import health_service_pb2_grpc
@@ -27,6 +31,7 @@ from engines.build import build
 from engines.contract import Invocation, Outcome, Program
 from server import parts, process
 from server.dispatch.cancel import Canceller
+from server.dispatch.consequences import Lineages
 from server.dispatch.deliveries import Deliveries
 from server.dispatch.parked_messages import ParkedMessages
 from server.dispatch.replay import Replayer
@@ -46,6 +51,7 @@ from server.rpc.events import EventService
 from server.rpc.functions import FunctionService
 from server.rpc.health import HealthService, Probe
 from server.rpc.invocations import InvocationService
+from server.rpc.lineage import LineageService
 from server.rpc.metrics import MetricsService
 from server.rpc.parked_messages import ParkedMessageService
 from server.rpc.projects import ProjectService
@@ -168,6 +174,7 @@ def _add_ledger(boundary: Boundary, started: Parts) -> None:
     deliveries = DeliveryService(Deliveries(pool), Replayer(pool, changes), Canceller(pool, changes, started.peers))
     parked = ParkedMessageService(ParkedMessages(pool))
     boundary.add(deliveries_service_pb2_grpc.add_DeliveryServiceServicer_to_server, deliveries)
+    boundary.add(lineage_service_pb2_grpc.add_LineageServiceServicer_to_server, LineageService(Lineages(pool)))
     boundary.add(parked_messages_service_pb2_grpc.add_ParkedMessageServiceServicer_to_server, parked)
 
 

@@ -59,6 +59,7 @@ METHODS: Final[Mapping[str, Access]] = {
     _DELIVERIES + "ReplayDeliveries": Access.SERVICE,
     _DELIVERIES + "ReplayDeliveriesHttp": Access.SERVICE,
     _DELIVERIES + "CancelDelivery": Access.SERVICE,
+    "/atlas.deliveries.v1.LineageService/GetLineage": Access.SERVICE,
     "/atlas.deliveries.v1.ParkedMessageService/ListParkedMessages": Access.ADMIN,
     _TRIGGERS + "CreateTrigger": Access.SERVICE,
     _TRIGGERS + "CreateTriggerHttp": Access.SERVICE,

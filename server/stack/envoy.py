@@ -26,6 +26,7 @@ SERVICES: Final = (
     "atlas.runs.v1.RunService",
     "atlas.events.v1.EventService",
     "atlas.deliveries.v1.DeliveryService",
+    "atlas.deliveries.v1.LineageService",
     "atlas.deliveries.v1.ParkedMessageService",
     "atlas.triggers.v1.TriggerService",
     "atlas.metrics.v1.MetricsService",
@@ -34,7 +35,7 @@ SERVICES: Final = (
 NOT_FROM_QUERY: Final = (
     *("slug", "rest", "body", "body.data", "body.content_type", "body.contentType", "body.extensions"),
     *("project_id", "projectId", "function_id", "functionId", "key_id", "keyId", "run_id", "runId", "version"),
-    *("delivery_id", "deliveryId"),
+    *("delivery_id", "deliveryId", "event_id", "eventId"),
     *("trigger_id", "triggerId"),
 )
 MAX_BODY_BYTES: Final = 6 * 1024 * 1024

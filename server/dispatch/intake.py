@@ -38,6 +38,7 @@ from server.settings import Settings
 from server.telemetry.metrics import Metrics
 from server.tiers import Tier
 from server.triggers.cache import Armed
+from server.triggers.firing import seen_by
 from server.triggers.view import envelope_of
 
 log = logger("dispatch")
@@ -201,7 +202,7 @@ class Intake:
                     armed,
                     project.tier,
                     delivery_id(armed.trigger.id, event.id),
-                    None if path is None else order_key(path, envelope),
+                    None if path is None else order_key(path, seen_by(armed.trigger, envelope) or envelope),
                     now_s,
                 )
             )
@@ -299,7 +300,7 @@ def _pair(each: _Fired, state: State) -> Pair:
         trigger.project_id,
         trigger.id,
         event.id,
-        event.type,
+        trigger.bridge.event_type if trigger.bridge else event.type,
         each.message.sequence,
         each.order_key,
         str(uuid4()),

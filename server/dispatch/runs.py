@@ -24,7 +24,7 @@ from server.dispatch.loops import Loops
 from server.dispatch.outcomes import Outcomes
 from server.dispatch.room import Room
 from server.errors import AtlasError, InvalidArgument, NotFound
-from server.events.envelope import Event, decode, spelled
+from server.events.envelope import Event, decode, encode, spelled
 from server.fields import well_formed
 from server.invocations.invoke import Body, Call, Finished, Request
 from server.log import logger
@@ -202,8 +202,14 @@ class Runs:
             event = attempt.event or decode(attempt.body)
             if self._loops is not None and self._loops.is_too_deep(event):
                 ended = await self._loops.stopped(event, attempt.armed.trigger.id)
-            else:
+            elif attempt.armed.trigger.bridge is None:
                 ended = await self._target(attempt, attempt.body, event)
+            elif (seen := attempt.armed.trigger.bridge.event(event)) is None:
+                ended = Ended(
+                    Outcome.LOAD_FAILED, "EVENT_UNREADABLE", "The change is no event of users to its trigger now"
+                )
+            else:
+                ended = await self._target(attempt, encode(seen), seen)
         except InvalidArgument as why:
             ended = Ended(Outcome.LOAD_FAILED, "EVENT_UNREADABLE", why.message)
         except AtlasError as why:

@@ -24,6 +24,7 @@ from server.postgres.changes import Changes
 from server.postgres.control import RETRY_AFTER_MS, Pool, transaction
 from server.tiers import Tier
 from server.triggers.definition import Trigger
+from server.triggers.firing import fires, pattern_of, required_of
 from server.triggers.matching import Matcher
 from server.triggers.paths import Envelope
 from server.triggers.patterns import CRON
@@ -71,7 +72,8 @@ class ProjectTriggers:
 
     def match(self, event: Envelope) -> list[Armed]:
         """Those whose type and conditions are met, paused ones too: they hold the event. Never raises."""
-        return [self._armed[trigger_id] for trigger_id in self._matcher.match(event)]
+        found = [self._armed[trigger_id] for trigger_id in self._matcher.match(event)]
+        return [each for each in found if each.trigger.bridge is None or fires(each.trigger, event)]
 
     def get(self, trigger_id: str) -> Armed | None:
         return self._armed.get(trigger_id)
@@ -79,7 +81,7 @@ class ProjectTriggers:
     def put(self, armed: Armed) -> None:
         trigger = armed.trigger
         self._armed[trigger.id] = armed
-        self._matcher.add(trigger.id, trigger.event_type, trigger.conditions)
+        self._matcher.add(trigger.id, pattern_of(trigger), required_of(trigger))
 
     def drop(self, trigger_id: str) -> None:
         if self._armed.pop(trigger_id, None) is not None:

@@ -6,11 +6,13 @@ from typing import Final
 from server.errors import InvalidArgument
 from server.events.types import family
 from server.fields import shown
+from server.triggers.bridge import AUTH, BRIDGE_KEYS, bridge_of
 from server.triggers.patterns import CRON
+from server.triggers.row_changes import CDC, CHANGE_KEYS, restrictions
 from server.triggers.schedule import SCHEDULE_KEYS, parse_schedule
 from server.triggers.values import kind
 
-KEYS: Final[Mapping[str, tuple[str, ...]]] = {CRON: SCHEDULE_KEYS}
+KEYS: Final[Mapping[str, tuple[str, ...]]] = {CRON: SCHEDULE_KEYS, CDC: CHANGE_KEYS, AUTH: BRIDGE_KEYS}
 """Known ones of each family; a family that is not here has none."""
 
 
@@ -28,6 +30,10 @@ def require_config(event_type: str, config: object, field: str = "config") -> No
             )
     if of == CRON:
         parse_schedule(config, field)
+    elif of == CDC:
+        restrictions(event_type, config, field)
+    elif of == AUTH:
+        bridge_of(event_type, config, field)
 
 
 def same_times(config: Mapping[str, object], other: Mapping[str, object]) -> bool:

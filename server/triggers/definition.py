@@ -6,8 +6,10 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from engines.contract import Outcome
-from server.triggers.conditions import AllOf
+from server.triggers.bridge import Bridge
+from server.triggers.conditions import AllOf, Condition
 from server.triggers.paths import Path
+from server.triggers.row_changes import NONE
 
 TargetType = Literal["function", "workflow"]
 
@@ -35,8 +37,8 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trigger:
-    """`config`, `conditions` and `order_key` as they were checked. `since`: when it was created or enabled, or its
-    schedule or zone written, whichever is last."""
+    """`config`, `conditions` and `order_key` as they were checked; `restrictions` and `bridge` are what `config` asks
+    for. `since`: when it was created or enabled, or its schedule or zone written, whichever is last."""
 
     id: str
     project_id: str
@@ -46,6 +48,8 @@ class Trigger:
     function_id: str | None
     workflow_id: str | None
     conditions: AllOf
+    restrictions: Mapping[str, Condition] = field(default_factory=lambda: NONE)
+    bridge: Bridge | None = None
     enabled: bool
     paused: bool
     retry: RetryPolicy = field(default_factory=RetryPolicy)

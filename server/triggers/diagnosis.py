@@ -19,7 +19,9 @@ from server.errors import InvalidArgument
 from server.events.envelope import Event
 from server.fields import parse_id
 from server.postgres.control import Pool, transaction
+from server.triggers.bridge import AUTH
 from server.triggers.explanation import ExplainedPredicate, explain
+from server.triggers.firing import pattern_of, seen_by
 from server.triggers.paths import Envelope
 from server.triggers.patterns import CRON, matching
 from server.triggers.rows import COLUMNS, Record, trigger_of, unknown
@@ -83,7 +85,7 @@ class Diagnostician:
         budget = _Budget()
         async for record in self._records(event.project_id, ids):
             with budget:
-                explained.append(explained_of(record, envelope, meant=record.event_type in patterns))
+                explained.append(explained_of(record, envelope, meant=_pattern(record) in patterns))
                 budget.chars_left -= _size(explained[-1])
             if budget.is_spent:
                 break
@@ -124,12 +126,27 @@ def explained_of(record: Record, envelope: Envelope, *, meant: bool) -> Explaine
     if not meant:
         return Explained(record, Verdict.TYPE, f"it answers {record.event_type}, and this is {event_type}", False, ())
     try:
-        conditions = trigger_of(asdict(record)).conditions
+        trigger = trigger_of(asdict(record))
     except (InvalidArgument, ValueError, TypeError) as why:
         return Explained(record, Verdict.UNREADABLE, f"it cannot be read; write it again: {why}", False, ())
-    found = explain(conditions, envelope)
+    seen = seen_by(trigger, envelope)
+    if seen is None:
+        assert trigger.bridge is not None
+        why_not = f"it is no {trigger.event_type}: the row has no user_id, or its login_column did not change"
+        return Explained(record, Verdict.CONDITIONS, why_not, False, ())
+    found = explain(trigger.conditions, seen, beside={f"config.{key}": it for key, it in trigger.restrictions.items()})
     verdict, why_not = _verdict(record, envelope, found.holds)
     return Explained(record, verdict, why_not, found.holds, found.predicates)
+
+
+def _pattern(record: Record) -> str:
+    """What reaches it, as far as that can be told of one that may be unreadable."""
+    if not record.event_type.startswith(AUTH) or record.config == "{}":
+        return record.event_type
+    try:
+        return pattern_of(trigger_of(asdict(record)))
+    except (InvalidArgument, ValueError, TypeError):
+        return record.event_type
 
 
 def _verdict(record: Record, envelope: Envelope, holds: bool) -> tuple[Verdict, str]:

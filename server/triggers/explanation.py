@@ -1,7 +1,8 @@
 """Why conditions hold of an event or do not: each predicate with what it wanted, what was there, and a sentence."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import orjson
@@ -23,6 +24,7 @@ from server.triggers.paths import MISSING, Envelope, resolve
 from server.triggers.values import kind, number
 
 MAX_SHOWN_CHARS: Final = 200
+NOTHING: Final[Mapping[str, Condition]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +49,14 @@ class Explained:
     predicates: tuple[ExplainedPredicate, ...]
 
 
-def explain(conditions: AllOf, event: Envelope, field: str = "conditions") -> Explained:
-    """Never raises, whatever the event. Every predicate is tried, also those that the verdict does not need."""
-    predicates = (
-        each
-        for index, condition in enumerate(conditions.conditions)
-        for each in _predicates(condition, f"{field}[{index}]", event)
-    )
-    return Explained(evaluate(conditions, event), tuple(predicates))
+def explain(
+    conditions: AllOf, event: Envelope, field: str = "conditions", *, beside: Mapping[str, Condition] = NOTHING
+) -> Explained:
+    """Never raises, whatever the event. Every predicate is tried, also those that the verdict does not need. `beside`
+    are conditions that were asked for elsewhere, by the place."""
+    places = {f"{field}[{index}]": condition for index, condition in enumerate(conditions.conditions)} | {**beside}
+    predicates = (each for at, condition in places.items() for each in _predicates(condition, at, event))
+    return Explained(all(evaluate(each, event) for each in places.values()), tuple(predicates))
 
 
 def _predicates(condition: Condition, at: str, event: Envelope) -> Iterator[ExplainedPredicate]:

@@ -14,12 +14,15 @@ import orjson
 
 from server.errors import NotFound
 from server.events.json_text import read
+from server.events.types import family
+from server.triggers.bridge import AUTH, bridge_of
 from server.triggers.conditions import ALWAYS
 from server.triggers.definition import RetryPolicy, TargetType, Trigger
 from server.triggers.parsing import parse
 from server.triggers.paths import parse_path
 from server.triggers.patterns import CRON, parse_pattern
 from server.triggers.retry import parse_retry
+from server.triggers.row_changes import CDC, NONE, restrictions
 from server.triggers.schedule import parse_schedule
 
 COLUMNS: Final = (
@@ -61,7 +64,8 @@ def trigger_of(row: Mapping[str, Any]) -> Trigger:
     """
     event_type = _pattern(row["event_type"])
     config = NO_CONFIG if row["config"] == "{}" else orjson.loads(row["config"])
-    if event_type == CRON:
+    of = family(event_type)
+    if of == CRON:
         parse_schedule(config)
     conditions, order_key = row["conditions"], row["order_key"]
     return Trigger(
@@ -73,6 +77,8 @@ def trigger_of(row: Mapping[str, Any]) -> Trigger:
         function_id=_shared(row["function_id"]),
         workflow_id=_shared(row["workflow_id"]),
         conditions=ALWAYS if conditions == "[]" else parse(read(conditions.encode()).value),
+        restrictions=restrictions(event_type, config) if of == CDC and config else NONE,
+        bridge=bridge_of(event_type, config) if of == AUTH else None,
         enabled=row["enabled"],
         paused=row["paused"],
         retry=_retry(row["retry"]),

@@ -71,7 +71,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"event_type": "cron"}, "config.schedule", "missing"),
     ({"config": None}, "config", "null"),
     ({"config": []}, "config", "an array; it must be an object"),
-    ({"config": {"schedule": "0 * * * *"}}, "config.schedule", "the family cdc have none"),
+    ({"config": {"schedule": "0 * * * *"}}, "config.schedule", "known are operations, columns"),
     ({"target_type": "webhook"}, "target_type", "one of function, workflow"),
     ({"function_id": None}, "function_id", "missing"),
     ({"function_id": "hello"}, "function_id", "must be a UUID"),

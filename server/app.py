@@ -61,6 +61,7 @@ from server.runs.reader import Reader
 from server.runs.tail import Tail
 from server.settings import Settings
 from server.tiers import limits_of
+from server.triggers.backtest import Backtester
 from server.triggers.diagnosis import Diagnostician
 from server.triggers.store import Triggers
 
@@ -156,7 +157,11 @@ async def _add_services(boundary: Boundary, started: Parts, tail: Tail, stack: A
     def report() -> dict[str, Any]:
         return {name: engine.report() for name, engine in started.engines.items()}
 
-    triggers = TriggerService(Triggers(started.pool, started.changes), Diagnostician(started.pool))
+    triggers = TriggerService(
+        Triggers(started.pool, started.changes, events_keep_hours=started.settings.events_keep_hours),
+        Diagnostician(started.pool),
+        backtester=Backtester(started.pool, started.bus),
+    )
     metrics = MetricsService(started.settings.metrics_dir, started.metrics.numbers)
     boundary.add(invocation_service_pb2_grpc.add_InvocationServiceServicer_to_server, invocations)
     boundary.add(runs_service_pb2_grpc.add_RunServiceServicer_to_server, RunService(reader, tail, started.catalog))

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Final
 
 from server import parts, process
+from server.dispatch.backfills import kept_from
 from server.dispatch.dispatcher import Dispatcher
 from server.events import stream
 from server.invocations.async_worker import AsyncWorker
@@ -50,7 +51,7 @@ def run_worker(settings: Settings) -> None:
         stack.push_async_callback(dispatcher.close)
         await dispatcher.start()
         parts.repeat(dispatcher.sample, SAMPLE_S, "counting deliveries", stack)
-        parts.repeat(partial(stream.trim, started.bus, settings), TRIM_S, "removing events that are done", stack)
+        parts.repeat(partial(_trim, started), TRIM_S, "removing events that are done", stack)
         parts.repeat(started.ledger_retention.sweep, SWEEP_S, "removing deliveries that are kept no more", stack)
         parts.repeat(started.projects.sweep, TIDY_S, "removing what deleted projects left", stack)
         parts.repeat(started.lifecycle.sweep, TIDY_S, "removing functions and files that are kept no more", stack)
@@ -91,6 +92,10 @@ def _dispatcher(started: Parts, triggers: TriggerCache) -> Dispatcher:
         invoker=started.invoker(started.recorder),
         metrics=started.metrics,
     )
+
+
+async def _trim(started: Parts) -> None:
+    await stream.trim(started.bus, started.settings, await kept_from(started.pool))
 
 
 async def _say_ready(settings: Settings, stack: AsyncExitStack) -> None:

@@ -2,7 +2,7 @@
 
 stream ──▶ Intake ──▶ ledger ◀──▶ Starter          Lease: what runs here is this process's
              └──▶ Runs ◀──────────┘                Holds: what waits for paused triggers
-                    └──▶ Outcomes ──▶ ledger
+                    └──▶ Outcomes ──▶ ledger       Backfills: events of the past for new triggers
 """
 
 from functools import partial
@@ -10,6 +10,7 @@ from typing import Final
 
 from server.clock import Clock
 from server.dispatch import consumer
+from server.dispatch.backfills import Backfills
 from server.dispatch.holds import Holds
 from server.dispatch.intake import Intake
 from server.dispatch.lease import LEASE_S, Lease
@@ -73,6 +74,7 @@ class Dispatcher:
             metrics=metrics,
             clock=clock,
         )
+        self._backfills = Backfills(pool, bus, changes, triggers, self._lease, self._starter)
         for topic in (TOPIC, "trigger"):
             changes.subscribe(topic, lambda _: self._woken(), self._woken)
 
@@ -82,13 +84,13 @@ class Dispatcher:
     async def start(self) -> None:
         """Working, once `changes` are heard. Unavailable while the database is away; NATS may be."""
         await self._lease.start()
-        for part in (self._outcomes, self._starter, self._holds, self._intake):
+        for part in (self._outcomes, self._starter, self._holds, self._backfills, self._intake):
             await part.start()
 
     async def close(self, drain_s: float = DRAIN_S) -> None:
         """Take nothing more; let runs end for that long, then end them and give them back. All that ended is written,
         if the database is there."""
-        for part in (self._intake, self._holds, self._starter):
+        for part in (self._intake, self._backfills, self._holds, self._starter):
             await part.close()
         await self._runs.close(drain_s)
         await self._outcomes.close()
@@ -111,3 +113,4 @@ class Dispatcher:
     def _woken(self) -> None:
         self._starter.wake()
         self._holds.wake()
+        self._backfills.wake()

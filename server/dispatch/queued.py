@@ -2,7 +2,8 @@
 
 A page of triggers is found by jumping from one to the next in an index, never through a backlog. Of deliveries with an
 order key only the heads are looked at: the first unfinished one of each key, found likewise. A head starts when the
-stream is done up to it, so that nothing earlier can still come, and when nothing of its key runs.
+stream is done up to it, so that nothing earlier can still come, and when nothing of its key runs. Of a trigger that
+begins with events of the past, those must have been read up to it, too.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -64,7 +65,9 @@ WITH RECURSIVE heads AS (
 )
 SELECT id, order_key, sequence, state = 'queued' AND due_at <= now() AND NOT EXISTS (
   SELECT FROM deliveries r WHERE r.trigger_id = %(trigger_id)s AND r.order_key = heads.order_key
-    AND r.order_key IS NOT NULL AND r.state = 'running') AS ready
+    AND r.order_key IS NOT NULL AND r.state = 'running') AND NOT EXISTS (
+  SELECT FROM trigger_backfills b WHERE b.trigger_id = %(trigger_id)s AND b.state = 'running'
+    AND coalesce(b.next_sequence, 0) <= heads.sequence) AS ready
 FROM heads LIMIT %(keys)s
 """
 

@@ -85,8 +85,9 @@ async def ensure(bus: EventBus, settings: Settings) -> None:
     await bus.jetstream.update_stream(_limited(found, wanted))
 
 
-async def trim(bus: EventBus, settings: Settings) -> int:
+async def trim(bus: EventBus, settings: Settings, kept_from: int | None = None) -> int:
     """Remove the oldest events that every durable consumer is done with, until the stream is half full; how many.
+    What is stored from `kept_from` on stays.
 
     Without such a consumer, or the stream, nothing is removed. One of AWAY when NATS does not answer.
     """
@@ -103,6 +104,8 @@ async def trim(bus: EventBus, settings: Settings) -> int:
         if info.config.durable_name and info.config.ack_policy is not AckPolicy.NONE
     ]
     wanted = math.ceil(state.messages * (1 - allowed_bytes / state.bytes))
+    if done and kept_from is not None:
+        done.append(kept_from - 1)
     removed = min(min(done, default=0) + 1 - state.first_seq, wanted)
     if removed <= 0:
         return 0

@@ -77,6 +77,8 @@ METHODS: Final[Mapping[str, Access]] = {
     _TRIGGERS + "PreviewTrigger": Access.SERVICE,
     _TRIGGERS + "PreviewSchedule": Access.SERVICE,
     _TRIGGERS + "PreviewScheduleHttp": Access.SERVICE,
+    _TRIGGERS + "BacktestTrigger": Access.SERVICE,
+    _TRIGGERS + "BacktestTriggerHttp": Access.SERVICE,
     _TRIGGERS + "ExplainEvent": Access.SERVICE,
     _TRIGGERS + "ExplainEventHttp": Access.SERVICE,
     _PROJECTS + "CreateProject": Access.ADMIN,

@@ -11,8 +11,9 @@ from atlas.triggers.v1 import triggers_service_pb2 as pb
 from server.errors import InvalidArgument
 from server.events.envelope import spelled
 from server.events.json_text import Json, JsonError, read
-from server.rpc.values import fill_from_json, timestamp, to_json
-from server.triggers import retry
+from server.rpc.values import fill_from_json, moment, timestamp, to_json
+from server.triggers import backfill, retry
+from server.triggers.backfill import Backfill
 from server.triggers.rows import Record
 
 _CLEARED_BY: Final[Mapping[str, object]] = {"order_key": "", "concurrency": 0}
@@ -33,6 +34,8 @@ def members_of(request: pb.CreateTriggerRequest | pb.UpdateTriggerRequest) -> di
                 members["config"] = json_of("config", struct_pb2.Value(struct_value=value))
             case "conditions":
                 members["conditions"] = json_of("conditions", struct_pb2.Value(list_value=value))
+            case "start_from":
+                members["start_from"] = _plain(moment("start_from", value).isoformat())
             case "retry":
                 members["retry"] = _plain(_retry(value))
             case name if updates and name in _CLEARED_BY and value == _CLEARED_BY[name]:
@@ -72,12 +75,19 @@ def message(record: Record) -> triggers_pb2.Trigger:
         concurrency=record.concurrency,
         created_at=timestamp(record.created_at),
         updated_at=timestamp(record.updated_at),
+        backfill=None if record.backfill is None else _backfill(record.backfill),
+        warnings=[triggers_pb2.Warning(reason=each.reason, message=each.message) for each in record.warnings],
     )
 
 
 def plain(record: Record) -> dict[str, Any]:
-    """For orjson; `config` and `conditions` as they are stored."""
-    return {
+    """For orjson; `config` and `conditions` as they are stored. `backfill` and `warnings` where there are some."""
+    more: dict[str, Any] = {}
+    if record.backfill is not None:
+        more["backfill"] = backfill.plain(record.backfill)
+    if record.warnings:
+        more["warnings"] = [{"reason": each.reason, "message": each.message} for each in record.warnings]
+    return more | {
         "id": record.id,
         "project_id": record.project_id,
         "event_type": record.event_type,
@@ -94,6 +104,16 @@ def plain(record: Record) -> dict[str, Any]:
         "created_at": spelled(record.created_at),
         "updated_at": spelled(record.updated_at),
     }
+
+
+def _backfill(found: Backfill) -> triggers_pb2.Backfill:
+    return triggers_pb2.Backfill(
+        state=found.state,
+        start_from=timestamp(found.start_from),
+        looked_at=found.looked_at,
+        fired=found.fired,
+        finished_at=None if found.finished_at is None else timestamp(found.finished_at),
+    )
 
 
 def _policy(record: Record) -> dict[str, Any]:

@@ -16,11 +16,13 @@ from server.errors import InvalidArgument
 from server.events.envelope import parse_time, text_of
 from server.fields import well_formed
 from server.paging import Page
+from server.rpc import backtests
 from server.rpc.access import principal
 from server.rpc.boundary import Context
 from server.rpc.trigger_messages import json_of, members_of, message, plain
 from server.rpc.values import timestamp
 from server.triggers import bodies
+from server.triggers.backtest import Backtester, Question
 from server.triggers.diagnosis import Diagnosis, Diagnostician, Explained
 from server.triggers.explanation import ExplainedPredicate
 from server.triggers.previews import Preview, preview, preview_of
@@ -30,9 +32,17 @@ from server.triggers.store import Triggers
 
 
 class TriggerService(triggers_service_pb2_grpc.TriggerServiceServicer):
-    def __init__(self, triggers: Triggers, diagnostician: Diagnostician, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        triggers: Triggers,
+        diagnostician: Diagnostician,
+        clock: Clock | None = None,
+        *,
+        backtester: Backtester | None = None,
+    ) -> None:
         self._triggers = triggers
         self._diagnostician = diagnostician
+        self._backtester = backtester
         self._clock = clock or SystemClock()
 
     async def CreateTrigger(self, request: pb.CreateTriggerRequest, context: Context) -> triggers_pb2.Trigger:
@@ -101,6 +111,35 @@ class TriggerService(triggers_service_pb2_grpc.TriggerServiceServicer):
         after = parse_time("after", text_of(members, "after")) if "after" in members else self._clock.now()
         count = members["count"].value if "count" in members else 0
         return _previewed(preview(bodies.object_in(members, "config"), after, count))
+
+    async def BacktestTrigger(self, request: pb.BacktestTriggerRequest, context: Context) -> pb.BacktestResponse:
+        return await self._backtested(backtests.question_of(request))
+
+    async def BacktestTriggerHttp(
+        self, request: pb.BacktestTriggerHttpRequest, context: Context
+    ) -> pb.BacktestResponse:
+        return await self._backtested(backtests.question_in(bodies.members_of(request.body.data)))
+
+    async def _backtested(self, question: Question) -> pb.BacktestResponse:
+        assert self._backtester is not None
+        found = await self._backtester.ask(principal().project_id, question)
+        samples = [
+            pb.BacktestSample(
+                event_id=each.event.id,
+                event_type=each.type,
+                stored_at=timestamp(each.stored_at),
+                data=well_formed(each.data),
+                conditions=[_condition(predicate) for predicate in each.predicates],
+            )
+            for each in found.samples
+        ]
+        return pb.BacktestResponse(
+            looked_at=found.looked_at,
+            fired=found.fired,
+            samples=samples,
+            truncated=bool(found.next_page_token),
+            next_page_token=found.next_page_token,
+        )
 
     async def ExplainEvent(self, request: pb.ExplainEventRequest, context: Context) -> pb.ExplainEventResponse:
         event = json_of("event", struct_pb2.Value(struct_value=request.event)).value

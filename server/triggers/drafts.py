@@ -87,6 +87,31 @@ def redrafted(draft: Draft, members: Mapping[str, Json]) -> Draft:
     return changed
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What of a trigger decides which events it answers."""
+
+    event_type: str
+    config: Json = NO_CONFIG
+    conditions: Json = NO_CONDITIONS
+
+
+DRAWN: Final = ("event_type", "config", "conditions")
+
+
+def drawn(members: Mapping[str, Json]) -> Drawn:
+    """That much of a trigger. Otherwise as `drafted`."""
+    for name in members:
+        if name not in DRAWN:
+            raise InvalidArgument(name[:40], f"{shown(name)} is unknown; known are {', '.join(DRAWN)}")
+    given = _parsed(members)
+    if "event_type" not in given:
+        raise InvalidArgument("event_type", "event_type is missing")
+    found = Drawn(**given)
+    require_config(found.event_type, found.config.value)
+    return found
+
+
 # Each by its own rule
 
 

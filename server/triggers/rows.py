@@ -15,6 +15,7 @@ import orjson
 from server.errors import NotFound
 from server.events.json_text import read
 from server.events.types import family
+from server.triggers.backfill import Backfill
 from server.triggers.bridge import AUTH, bridge_of
 from server.triggers.conditions import ALWAYS
 from server.triggers.definition import RetryPolicy, TargetType, Trigger
@@ -24,6 +25,7 @@ from server.triggers.patterns import CRON, parse_pattern
 from server.triggers.retry import parse_retry
 from server.triggers.row_changes import CDC, NONE, restrictions
 from server.triggers.schedule import parse_schedule
+from server.triggers.warnings import Caution
 
 COLUMNS: Final = (
     "t.id, t.project_id, t.event_type, t.config::text AS config, t.target_type, t.function_id, t.workflow_id,"
@@ -55,6 +57,8 @@ class Record:
     since: datetime
     created_at: datetime
     updated_at: datetime
+    backfill: Backfill | None = None  # of one that is read alone
+    warnings: tuple[Caution, ...] = ()  # of one that was just written
 
 
 def trigger_of(row: Mapping[str, Any]) -> Trigger:

@@ -4,10 +4,12 @@ When a method returns, every process acts on the change. What a trigger may be i
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from psycopg.rows import class_row
 
+from server.clock import Clock, SystemClock
 from server.errors import InvalidArgument, ResourceExhausted
 from server.events.json_text import Json, read
 from server.fields import parse_id
@@ -15,12 +17,17 @@ from server.functions.releases import take_turn
 from server.paging import Page, at, request
 from server.postgres.changes import Changes
 from server.postgres.control import Connection, Pool, transaction
+from server.triggers import backfill
 from server.triggers.configuration import same_times
 from server.triggers.drafts import Draft, drafted, redrafted
 from server.triggers.rows import COLUMNS, Record, unknown
+from server.triggers.warnings import warnings_of
 
 MAX_TRIGGERS: Final = 100_000
 """Of a project."""
+
+KEEP_HOURS: Final = 72.0
+"""How far a new trigger may reach back, unless told otherwise."""
 
 ROW_BYTES: Final = 1_024
 """Of a trigger as it is listed, its conditions and its config apart."""
@@ -38,14 +45,21 @@ _LATER: Final = "updated_at = greatest(now(), updated_at + interval '1 microseco
 
 
 class Triggers:
-    def __init__(self, pool: Pool, changes: Changes) -> None:
+    def __init__(
+        self, pool: Pool, changes: Changes, *, events_keep_hours: float = KEEP_HOURS, clock: Clock | None = None
+    ) -> None:
         self._pool = pool
         self._changes = changes
+        self._keep_hours = events_keep_hours
+        self._clock = clock or SystemClock()
 
     async def create(self, project_id: str, members: Mapping[str, Json]) -> Record:
         """InvalidArgument names the member; its reason is TARGET_NOT_FOUND when the project has no such function or
-        workflow. ResourceExhausted when the project has enough triggers."""
+        workflow. ResourceExhausted when the project has enough triggers. With `start_from` among the members it begins
+        with events of the past."""
+        members, given = backfill.taken_out(members)
         draft = drafted(members)
+        start = None if given is None else backfill.start_of(given, draft, self._clock.now(), self._keep_hours)
         async with transaction(self._pool) as conn:
             await take_turn(conn, project_id)
             await _require_target(conn, project_id, draft)
@@ -57,6 +71,9 @@ class Triggers:
                 [project_id, *_values(draft)],
             )
             assert record is not None
+            if start is not None:
+                record = replace(record, backfill=await backfill.insert(conn, project_id, record.id, start))
+            record = await _warned(conn, record, draft)
             await self._announce(conn, record)
         await self._changes.fence()
         return record
@@ -65,7 +82,8 @@ class Triggers:
         """NotFound for an unknown id, as everywhere here."""
         trigger_id = parse_id("trigger_id", trigger_id)
         async with transaction(self._pool) as conn:
-            return _found(await _select(conn, project_id, trigger_id), trigger_id)
+            record = _found(await _select(conn, project_id, trigger_id), trigger_id)
+            return replace(record, backfill=await backfill.find(conn, trigger_id))
 
     async def list(self, project_id: str, page_size: int = 0, page_token: str = "") -> Page[Record]:
         """Newest first."""
@@ -96,6 +114,7 @@ class Triggers:
                 f"{', '.join(f'{name} = %s' for name in _WRITTEN)}, since = {since}",
                 _values(after),
             )
+            record = await _warned(conn, record, after)
         await self._changes.fence()
         return record
 
@@ -164,6 +183,11 @@ def _found(record: Record | None, trigger_id: str) -> Record:
     if record is None:
         raise unknown(trigger_id)
     return record
+
+
+async def _warned(conn: Connection, record: Record, draft: Draft) -> Record:
+    found = await warnings_of(conn, draft.event_type, draft.config.value, draft.workflow_id)
+    return replace(record, warnings=found) if found else record
 
 
 async def _require_target(conn: Connection, project_id: str, draft: Draft) -> None:

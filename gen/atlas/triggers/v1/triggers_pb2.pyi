@@ -43,6 +43,8 @@ class Trigger(_message.Message):
     CONCURRENCY_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    BACKFILL_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID."""
     project_id: _builtins.str
@@ -67,7 +69,9 @@ class Trigger(_message.Message):
     """How many of its deliveries run at the same time; as many as there is room for when absent."""
     @_builtins.property
     def config(self) -> _struct_pb2.Struct:
-        """Of cron: `schedule`, and perhaps `timezone`, `catch_up_s` and `overlap`. Otherwise empty."""
+        """Of cron: `schedule`, and perhaps `timezone`, `catch_up_s` and `overlap`. Of cdc perhaps `operations` and `columns`, of
+        auth.signup and auth.login perhaps `table`, `map` and `login_column`. Otherwise empty.
+        """
 
     @_builtins.property
     def conditions(self) -> _struct_pb2.ListValue:
@@ -81,6 +85,18 @@ class Trigger(_message.Message):
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def backfill(self) -> Global___Backfill:
+        """How far it is with events of the past, of one that was created with `start_from`. In the answers of CreateTrigger and
+        GetTrigger alone; over REST absent where there is none.
+        """
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Warning]:
+        """What it may do that was hardly meant. In the answers of CreateTrigger and UpdateTrigger alone; over REST absent where
+        there are none.
+        """
+
     def __init__(
         self,
         *,
@@ -99,10 +115,12 @@ class Trigger(_message.Message):
         concurrency: _builtins.int | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        backfill: Global___Backfill | None = ...,
+        warnings: _abc.Iterable[Global___Warning] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_function_id", b"_function_id", "_order_key", b"_order_key", "_workflow_id", b"_workflow_id", "concurrency", b"concurrency", "conditions", b"conditions", "config", b"config", "created_at", b"created_at", "function_id", b"function_id", "order_key", b"order_key", "retry", b"retry", "updated_at", b"updated_at", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_function_id", b"_function_id", "_order_key", b"_order_key", "_workflow_id", b"_workflow_id", "backfill", b"backfill", "concurrency", b"concurrency", "conditions", b"conditions", "config", b"config", "created_at", b"created_at", "function_id", b"function_id", "order_key", b"order_key", "retry", b"retry", "updated_at", b"updated_at", "workflow_id", b"workflow_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_function_id", b"_function_id", "_order_key", b"_order_key", "_workflow_id", b"_workflow_id", "concurrency", b"concurrency", "conditions", b"conditions", "config", b"config", "created_at", b"created_at", "enabled", b"enabled", "event_type", b"event_type", "function_id", b"function_id", "id", b"id", "order_key", b"order_key", "paused", b"paused", "project_id", b"project_id", "retry", b"retry", "target_type", b"target_type", "updated_at", b"updated_at", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_function_id", b"_function_id", "_order_key", b"_order_key", "_workflow_id", b"_workflow_id", "backfill", b"backfill", "concurrency", b"concurrency", "conditions", b"conditions", "config", b"config", "created_at", b"created_at", "enabled", b"enabled", "event_type", b"event_type", "function_id", b"function_id", "id", b"id", "order_key", b"order_key", "paused", b"paused", "project_id", b"project_id", "retry", b"retry", "target_type", b"target_type", "updated_at", b"updated_at", "warnings", b"warnings", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__concurrency: _TypeAlias = _typing.Literal["concurrency"]  # noqa: Y015
     _WhichOneofArgType__concurrency: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency"]  # noqa: Y015
@@ -122,6 +140,74 @@ class Trigger(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__workflow_id) -> _WhichOneofReturnType__workflow_id | None: ...
 
 Global___Trigger: _TypeAlias = Trigger  # noqa: Y015
+
+@_typing.final
+class Backfill(_message.Message):
+    """Events of the past on their way to a trigger."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    START_FROM_FIELD_NUMBER: _builtins.int
+    LOOKED_AT_FIELD_NUMBER: _builtins.int
+    FIRED_FIELD_NUMBER: _builtins.int
+    FINISHED_AT_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    """`running`; `done`; or `stopped`, when the trigger was disabled meanwhile."""
+    looked_at: _builtins.float
+    """Events of its types in the stream that were looked at, whole numbers; other projects' are among them."""
+    fired: _builtins.float
+    """Those of them that it fired on."""
+    @_builtins.property
+    def start_from(self) -> _timestamp_pb2.Timestamp:
+        """As it was given."""
+
+    @_builtins.property
+    def finished_at(self) -> _timestamp_pb2.Timestamp:
+        """Unset while it is running."""
+
+    def __init__(
+        self,
+        *,
+        state: _builtins.str = ...,
+        start_from: _timestamp_pb2.Timestamp | None = ...,
+        looked_at: _builtins.float = ...,
+        fired: _builtins.float = ...,
+        finished_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finished_at", b"finished_at", "start_from", b"start_from"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished_at", b"finished_at", "fired", b"fired", "looked_at", b"looked_at", "start_from", b"start_from", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Backfill: _TypeAlias = Backfill  # noqa: Y015
+
+@_typing.final
+class Warning(_message.Message):
+    """Something to think about, which keeps nothing from working."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Stable, such as TRIGGER_FEEDS_ITSELF: the workflow publishes what the trigger answers."""
+    message: _builtins.str
+    """For people."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Warning: _TypeAlias = Warning  # noqa: Y015
 
 @_typing.final
 class RetryPolicy(_message.Message):

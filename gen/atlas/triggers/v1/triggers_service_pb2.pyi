@@ -38,6 +38,7 @@ class CreateTriggerRequest(_message.Message):
     RETRY_FIELD_NUMBER: _builtins.int
     ORDER_KEY_FIELD_NUMBER: _builtins.int
     CONCURRENCY_FIELD_NUMBER: _builtins.int
+    START_FROM_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """UUID of the key's project."""
     event_type: _builtins.str
@@ -60,7 +61,11 @@ class CreateTriggerRequest(_message.Message):
     def config(self) -> _struct_pb2.Struct:
         """Required for cron, which needs `schedule`: five fields or a name such as @hourly. `timezone` of the IANA database is
         UTC when absent, `catch_up_s`, 0 to 86,400 seconds, is 0, and `overlap`, `allow`, `skip` or `queue`, is `allow`.
-        Other types have no keys.
+        For cdc, `operations` names some of INSERT, UPDATE, DELETE and TRUNCATE, and `columns` 1 to 64 columns: an update
+        that changed none of them is not answered. For auth.signup and auth.login, `table` names a table of users that stands
+        for an auth service: an INSERT is a signup, an UPDATE that changed `login_column` (last_sign_in_at when absent) a
+        login; `map` names columns of user_id, email, phone, provider, metadata, and created_at or logged_in_at. Other types
+        have no keys.
         """
 
     @_builtins.property
@@ -70,6 +75,12 @@ class CreateTriggerRequest(_message.Message):
     @_builtins.property
     def retry(self) -> _triggers_pb2.RetryPolicy:
         """What is absent is as in RetryPolicy."""
+
+    @_builtins.property
+    def start_from(self) -> _timestamp_pb2.Timestamp:
+        """Begin with the events that the stream has from this time on, each delivered once, together with those to come. Not in
+        the future, and no longer ago than `ATLAS_EVENTS_KEEP_HOURS`; not for cron. Over REST in RFC 3339.
+        """
 
     def __init__(
         self,
@@ -86,10 +97,11 @@ class CreateTriggerRequest(_message.Message):
         retry: _triggers_pb2.RetryPolicy | None = ...,
         order_key: _builtins.str | None = ...,
         concurrency: _builtins.int | None = ...,
+        start_from: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_enabled", b"_enabled", "_function_id", b"_function_id", "_order_key", b"_order_key", "_workflow_id", b"_workflow_id", "concurrency", b"concurrency", "conditions", b"conditions", "config", b"config", "enabled", b"enabled", "function_id", b"function_id", "order_key", b"order_key", "retry", b"retry", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_enabled", b"_enabled", "_function_id", b"_function_id", "_order_key", b"_order_key", "_workflow_id", b"_workflow_id", "concurrency", b"concurrency", "conditions", b"conditions", "config", b"config", "enabled", b"enabled", "function_id", b"function_id", "order_key", b"order_key", "retry", b"retry", "start_from", b"start_from", "workflow_id", b"workflow_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_enabled", b"_enabled", "_function_id", b"_function_id", "_order_key", b"_order_key", "_workflow_id", b"_workflow_id", "concurrency", b"concurrency", "conditions", b"conditions", "config", b"config", "enabled", b"enabled", "event_type", b"event_type", "function_id", b"function_id", "order_key", b"order_key", "paused", b"paused", "project_id", b"project_id", "retry", b"retry", "target_type", b"target_type", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_enabled", b"_enabled", "_function_id", b"_function_id", "_order_key", b"_order_key", "_workflow_id", b"_workflow_id", "concurrency", b"concurrency", "conditions", b"conditions", "config", b"config", "enabled", b"enabled", "event_type", b"event_type", "function_id", b"function_id", "order_key", b"order_key", "paused", b"paused", "project_id", b"project_id", "retry", b"retry", "start_from", b"start_from", "target_type", b"target_type", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__concurrency: _TypeAlias = _typing.Literal["concurrency"]  # noqa: Y015
     _WhichOneofArgType__concurrency: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency"]  # noqa: Y015
@@ -734,3 +746,169 @@ class ExplainEventResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExplainEventResponse: _TypeAlias = ExplainEventResponse  # noqa: Y015
+
+@_typing.final
+class BacktestTriggerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    TRIGGER_ID_FIELD_NUMBER: _builtins.int
+    EVENT_TYPE_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    project_id: _builtins.str
+    """UUID of the key's project."""
+    trigger_id: _builtins.str
+    """A trigger of the project, a UUID; or what follows up to `conditions`, for one that is not stored."""
+    event_type: _builtins.str
+    """As in Trigger; not cron."""
+    samples: _builtins.int
+    """How many of the events that it would have fired on are shown, 0 to 20; 5 when absent."""
+    page_token: _builtins.str
+    """`next_page_token` of the call before with the same members; empty in the first."""
+    @_builtins.property
+    def config(self) -> _struct_pb2.Struct:
+        """As in CreateTriggerRequest."""
+
+    @_builtins.property
+    def conditions(self) -> _struct_pb2.ListValue:
+        """As in CreateTriggerRequest."""
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Required: events that came to the stream from this time on count. Over REST in RFC 3339."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Those that came before it; to the end of the stream when absent."""
+
+    def __init__(
+        self,
+        *,
+        project_id: _builtins.str = ...,
+        trigger_id: _builtins.str = ...,
+        event_type: _builtins.str = ...,
+        config: _struct_pb2.Struct | None = ...,
+        conditions: _struct_pb2.ListValue | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        samples: _builtins.int | None = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_samples", b"_samples", "conditions", b"conditions", "config", b"config", "samples", b"samples", "since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_samples", b"_samples", "conditions", b"conditions", "config", b"config", "event_type", b"event_type", "page_token", b"page_token", "project_id", b"project_id", "samples", b"samples", "since", b"since", "trigger_id", b"trigger_id", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__samples: _TypeAlias = _typing.Literal["samples"]  # noqa: Y015
+    _WhichOneofArgType__samples: _TypeAlias = _typing.Literal["_samples", b"_samples"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__samples) -> _WhichOneofReturnType__samples | None: ...
+
+Global___BacktestTriggerRequest: _TypeAlias = BacktestTriggerRequest  # noqa: Y015
+
+@_typing.final
+class BacktestTriggerHttpRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    project_id: _builtins.str
+    """UUID of the key's project."""
+    @_builtins.property
+    def body(self) -> _httpbody_pb2.HttpBody:
+        """The request body as it came: the members of BacktestTriggerRequest."""
+
+    def __init__(
+        self,
+        *,
+        project_id: _builtins.str = ...,
+        body: _httpbody_pb2.HttpBody | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "project_id", b"project_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BacktestTriggerHttpRequest: _TypeAlias = BacktestTriggerHttpRequest  # noqa: Y015
+
+@_typing.final
+class BacktestResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOOKED_AT_FIELD_NUMBER: _builtins.int
+    FIRED_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    looked_at: _builtins.int
+    """The project's events of its types that this call looked at."""
+    fired: _builtins.int
+    """Those of them that it would have fired on."""
+    truncated: _builtins.bool
+    """Whether there are more events to look at: the counts are of this call alone."""
+    next_page_token: _builtins.str
+    """By which the next call goes on; empty when all were looked at."""
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___BacktestSample]:
+        """The first of those."""
+
+    def __init__(
+        self,
+        *,
+        looked_at: _builtins.int = ...,
+        fired: _builtins.int = ...,
+        samples: _abc.Iterable[Global___BacktestSample] | None = ...,
+        truncated: _builtins.bool = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fired", b"fired", "looked_at", b"looked_at", "next_page_token", b"next_page_token", "samples", b"samples", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BacktestResponse: _TypeAlias = BacktestResponse  # noqa: Y015
+
+@_typing.final
+class BacktestSample(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    EVENT_TYPE_FIELD_NUMBER: _builtins.int
+    STORED_AT_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """Unique in the project."""
+    event_type: _builtins.str
+    """As the trigger sees it."""
+    data: _builtins.str
+    """Its data as JSON text, as the trigger sees it; empty when it has more than 16,384 characters."""
+    @_builtins.property
+    def stored_at(self) -> _timestamp_pb2.Timestamp:
+        """When it came to the stream."""
+
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_triggers_pb2.ExplainedCondition]:
+        """Why it would have fired."""
+
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+        event_type: _builtins.str = ...,
+        stored_at: _timestamp_pb2.Timestamp | None = ...,
+        data: _builtins.str = ...,
+        conditions: _abc.Iterable[_triggers_pb2.ExplainedCondition] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stored_at", b"stored_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "data", b"data", "event_id", b"event_id", "event_type", b"event_type", "stored_at", b"stored_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BacktestSample: _TypeAlias = BacktestSample  # noqa: Y015

@@ -124,6 +124,16 @@ class TriggerServiceStub:
                 request_serializer=atlas_dot_triggers_dot_v1_dot_triggers__service__pb2.PreviewScheduleHttpRequest.SerializeToString,
                 response_deserializer=atlas_dot_triggers_dot_v1_dot_triggers__service__pb2.PreviewResponse.FromString,
                 _registered_method=True)
+        self.BacktestTrigger = channel.unary_unary(
+                '/atlas.triggers.v1.TriggerService/BacktestTrigger',
+                request_serializer=atlas_dot_triggers_dot_v1_dot_triggers__service__pb2.BacktestTriggerRequest.SerializeToString,
+                response_deserializer=atlas_dot_triggers_dot_v1_dot_triggers__service__pb2.BacktestResponse.FromString,
+                _registered_method=True)
+        self.BacktestTriggerHttp = channel.unary_unary(
+                '/atlas.triggers.v1.TriggerService/BacktestTriggerHttp',
+                request_serializer=atlas_dot_triggers_dot_v1_dot_triggers__service__pb2.BacktestTriggerHttpRequest.SerializeToString,
+                response_deserializer=atlas_dot_triggers_dot_v1_dot_triggers__service__pb2.BacktestResponse.FromString,
+                _registered_method=True)
         self.ExplainEvent = channel.unary_unary(
                 '/atlas.triggers.v1.TriggerService/ExplainEvent',
                 request_serializer=atlas_dot_triggers_dot_v1_dot_triggers__service__pb2.ExplainEventRequest.SerializeToString,
@@ -260,6 +270,22 @@ class TriggerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BacktestTrigger(self, request, context):
+        """What a trigger, stored or not, would have fired on: counted and sampled among the project's events that the stream
+        still has. Nothing runs. A call looks at some seconds' worth of events; go on with `next_page_token` until it is
+        empty. NOT_FOUND for an unknown trigger_id, UNAVAILABLE while the stream is away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BacktestTriggerHttp(self, request, context):
+        """BacktestTrigger for REST.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExplainEvent(self, request, context):
         """What an event would do to every trigger of the project, and why. Nothing runs. NOT_FOUND for an unknown trigger_id.
         """
@@ -356,6 +382,16 @@ def add_TriggerServiceServicer_to_server(servicer, server):
                     servicer.PreviewScheduleHttp,
                     request_deserializer=atlas_dot_triggers_dot_v1_dot_triggers__service__pb2.PreviewScheduleHttpRequest.FromString,
                     response_serializer=atlas_dot_triggers_dot_v1_dot_triggers__service__pb2.PreviewResponse.SerializeToString,
+            ),
+            'BacktestTrigger': grpc.unary_unary_rpc_method_handler(
+                    servicer.BacktestTrigger,
+                    request_deserializer=atlas_dot_triggers_dot_v1_dot_triggers__service__pb2.BacktestTriggerRequest.FromString,
+                    response_serializer=atlas_dot_triggers_dot_v1_dot_triggers__service__pb2.BacktestResponse.SerializeToString,
+            ),
+            'BacktestTriggerHttp': grpc.unary_unary_rpc_method_handler(
+                    servicer.BacktestTriggerHttp,
+                    request_deserializer=atlas_dot_triggers_dot_v1_dot_triggers__service__pb2.BacktestTriggerHttpRequest.FromString,
+                    response_serializer=atlas_dot_triggers_dot_v1_dot_triggers__service__pb2.BacktestResponse.SerializeToString,
             ),
             'ExplainEvent': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainEvent,
@@ -807,6 +843,60 @@ class TriggerService:
             '/atlas.triggers.v1.TriggerService/PreviewScheduleHttp',
             atlas_dot_triggers_dot_v1_dot_triggers__service__pb2.PreviewScheduleHttpRequest.SerializeToString,
             atlas_dot_triggers_dot_v1_dot_triggers__service__pb2.PreviewResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BacktestTrigger(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atlas.triggers.v1.TriggerService/BacktestTrigger',
+            atlas_dot_triggers_dot_v1_dot_triggers__service__pb2.BacktestTriggerRequest.SerializeToString,
+            atlas_dot_triggers_dot_v1_dot_triggers__service__pb2.BacktestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BacktestTriggerHttp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/atlas.triggers.v1.TriggerService/BacktestTriggerHttp',
+            atlas_dot_triggers_dot_v1_dot_triggers__service__pb2.BacktestTriggerHttpRequest.SerializeToString,
+            atlas_dot_triggers_dot_v1_dot_triggers__service__pb2.BacktestResponse.FromString,
             options,
             channel_credentials,
             insecure,

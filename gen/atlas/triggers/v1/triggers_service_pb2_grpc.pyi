@@ -79,6 +79,13 @@ class TriggerServiceStub:
     """When a schedule that is not stored would fire."""
     PreviewScheduleHttp: _grpc.UnaryUnaryMultiCallable[_triggers_service_pb2.PreviewScheduleHttpRequest, _triggers_service_pb2.PreviewResponse]
     """PreviewSchedule for REST."""
+    BacktestTrigger: _grpc.UnaryUnaryMultiCallable[_triggers_service_pb2.BacktestTriggerRequest, _triggers_service_pb2.BacktestResponse]
+    """What a trigger, stored or not, would have fired on: counted and sampled among the project's events that the stream
+    still has. Nothing runs. A call looks at some seconds' worth of events; go on with `next_page_token` until it is
+    empty. NOT_FOUND for an unknown trigger_id, UNAVAILABLE while the stream is away.
+    """
+    BacktestTriggerHttp: _grpc.UnaryUnaryMultiCallable[_triggers_service_pb2.BacktestTriggerHttpRequest, _triggers_service_pb2.BacktestResponse]
+    """BacktestTrigger for REST."""
     ExplainEvent: _grpc.UnaryUnaryMultiCallable[_triggers_service_pb2.ExplainEventRequest, _triggers_service_pb2.ExplainEventResponse]
     """What an event would do to every trigger of the project, and why. Nothing runs. NOT_FOUND for an unknown trigger_id."""
     ExplainEventHttp: _grpc.UnaryUnaryMultiCallable[_triggers_service_pb2.ExplainEventHttpRequest, _triggers_service_pb2.ExplainEventResponse]
@@ -132,6 +139,13 @@ class TriggerServiceAsyncStub(TriggerServiceStub):
     """When a schedule that is not stored would fire."""
     PreviewScheduleHttp: _aio.UnaryUnaryMultiCallable[_triggers_service_pb2.PreviewScheduleHttpRequest, _triggers_service_pb2.PreviewResponse]  # type: ignore[assignment]
     """PreviewSchedule for REST."""
+    BacktestTrigger: _aio.UnaryUnaryMultiCallable[_triggers_service_pb2.BacktestTriggerRequest, _triggers_service_pb2.BacktestResponse]  # type: ignore[assignment]
+    """What a trigger, stored or not, would have fired on: counted and sampled among the project's events that the stream
+    still has. Nothing runs. A call looks at some seconds' worth of events; go on with `next_page_token` until it is
+    empty. NOT_FOUND for an unknown trigger_id, UNAVAILABLE while the stream is away.
+    """
+    BacktestTriggerHttp: _aio.UnaryUnaryMultiCallable[_triggers_service_pb2.BacktestTriggerHttpRequest, _triggers_service_pb2.BacktestResponse]  # type: ignore[assignment]
+    """BacktestTrigger for REST."""
     ExplainEvent: _aio.UnaryUnaryMultiCallable[_triggers_service_pb2.ExplainEventRequest, _triggers_service_pb2.ExplainEventResponse]  # type: ignore[assignment]
     """What an event would do to every trigger of the project, and why. Nothing runs. NOT_FOUND for an unknown trigger_id."""
     ExplainEventHttp: _aio.UnaryUnaryMultiCallable[_triggers_service_pb2.ExplainEventHttpRequest, _triggers_service_pb2.ExplainEventResponse]  # type: ignore[assignment]
@@ -278,6 +292,25 @@ class TriggerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_triggers_service_pb2.PreviewResponse, _abc.Awaitable[_triggers_service_pb2.PreviewResponse]]:
         """PreviewSchedule for REST."""
+
+    @_abc_1.abstractmethod
+    def BacktestTrigger(
+        self,
+        request: _triggers_service_pb2.BacktestTriggerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_triggers_service_pb2.BacktestResponse, _abc.Awaitable[_triggers_service_pb2.BacktestResponse]]:
+        """What a trigger, stored or not, would have fired on: counted and sampled among the project's events that the stream
+        still has. Nothing runs. A call looks at some seconds' worth of events; go on with `next_page_token` until it is
+        empty. NOT_FOUND for an unknown trigger_id, UNAVAILABLE while the stream is away.
+        """
+
+    @_abc_1.abstractmethod
+    def BacktestTriggerHttp(
+        self,
+        request: _triggers_service_pb2.BacktestTriggerHttpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_triggers_service_pb2.BacktestResponse, _abc.Awaitable[_triggers_service_pb2.BacktestResponse]]:
+        """BacktestTrigger for REST."""
 
     @_abc_1.abstractmethod
     def ExplainEvent(

@@ -1,0 +1,225 @@
+"""Triggers that begin with events of the past: each event once, in its order, whatever happens in between."""
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from server.dispatch.backfills import kept_from
+from server.errors import InvalidArgument
+from server.events import stream
+from server.events.envelope import Change
+from server.events.json_text import Json, read
+from server.events.types import escape
+from server.postgres.control import transaction
+from server.triggers.rows import Record
+from server.triggers.store import Triggers
+from tests.fix_dispatch import SETTINGS, TYPE, Gate, Site
+from tests.fix_functions import add_project
+from tests.fix_runs import eventually
+
+
+def members(site: Site, **fields: Any) -> dict[str, Json]:
+    values = {"event_type": TYPE, "target_type": "function", "function_id": site.function_id} | fields
+    return {name: read(json.dumps(value).encode()) for name, value in values.items()}
+
+
+async def create(site: Site, start_from: datetime | None = None, **fields: Any) -> Record:
+    start = start_from or datetime.now(UTC) - timedelta(minutes=1)
+    triggers = Triggers(site.pool, site.changes, events_keep_hours=SETTINGS.events_keep_hours)
+    return await triggers.create(site.project_id, members(site, start_from=start.isoformat(), **fields))
+
+
+async def state_of(site: Site, trigger_id: str) -> tuple[str, int, int] | None:
+    async with transaction(site.pool) as conn:
+        cursor = await conn.execute(
+            "SELECT state, looked_at, fired FROM trigger_backfills WHERE trigger_id = %s", [trigger_id]
+        )
+        return await cursor.fetchone()
+
+
+async def until_over(site: Site, trigger_id: str) -> tuple[str, int, int]:
+    async def over() -> tuple[str, int, int] | None:
+        found = await state_of(site, trigger_id)
+        return found if found is not None and found[0] != "running" else None
+
+    return await eventually(over)
+
+
+async def test_the_past_and_what_comes_each_once(site: Site) -> None:
+    worker = await site.worker()
+    await worker.start()
+    await site.publish(*range(100))
+    await site.publish("other", type="order.sent")
+    made = await create(site)
+    assert made.backfill is not None
+    assert made.backfill.state == "running"
+    await site.publish(*range(100, 120))
+    await site.until({"done": 120})
+    assert sorted(worker.invoker.data()) == [*range(120)]
+    state, looked_at, fired = await until_over(site, made.id)
+    assert state == "done"
+    assert 100 <= looked_at == fired <= 120
+
+
+async def test_events_that_come_while_it_is_made(site: Site) -> None:
+    worker, other = await site.worker(), await site.worker()
+    await worker.start()
+    await other.start()
+    published: list[int] = []
+
+    async def publish_on() -> None:
+        while True:
+            await site.publish(len(published))
+            published.append(len(published))
+
+    publishing = asyncio.create_task(publish_on())
+    await eventually(lambda: _some(published, 50))
+    made = await create(site)
+    await eventually(lambda: _some(published, 200))
+    await until_over(site, made.id)
+    publishing.cancel()
+    await asyncio.wait([publishing])
+    await site.taken()
+
+    async def all_ran() -> bool:
+        return (await site.states()) == {"done": len({row["event_id"] for row in await site.rows()})}
+
+    await eventually(all_ran)
+    ran = worker.invoker.data() + other.invoker.data()
+    assert len(ran) == len(set(ran))
+    assert set(published) <= set(ran)
+
+
+async def _some(published: list[int], count: int) -> bool:
+    return len(published) >= count
+
+
+async def test_from_a_time_on_and_conditions(site: Site) -> None:
+    worker = await site.worker()
+    await worker.start()
+    await site.publish({"n": 1})
+    await asyncio.sleep(0.05)  # the stream's clock must tell the two apart
+    start = datetime.now(UTC)
+    await asyncio.sleep(0.05)
+    await site.publish({"n": 2}, {"n": 3})
+    await create(site, start, conditions=[{"field": "n", "op": "eq", "value": 3}])
+    await site.until({"done": 1})
+    assert worker.invoker.data() == [{"n": 3}]
+
+
+async def test_order_keys_hold_over_past_and_present(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Live events wait until the past is read up to them."""
+    worker = await site.worker()
+    await site.publish(*({"key": number % 3, "n": number} for number in range(90)))
+    await worker.start()
+    await create(site, order_key="key")
+    await site.publish(*({"key": number % 3, "n": number} for number in range(90, 120)))
+    await site.until({"done": 120})
+    for key in range(3):
+        ran = [each["n"] for each in worker.invoker.data() if each["key"] == key]
+        assert ran == [*range(key, 120, 3)]
+
+
+async def test_another_process_goes_on(site: Site) -> None:
+    first = await site.worker(lease_s=1.0)
+    second = await site.worker(lease_s=1.0)
+    await site.publish(*range(400))
+    await first.start()
+    made = await create(site)
+
+    async def begun() -> bool:
+        found = await state_of(site, made.id)
+        return found is not None and found[1] > 0
+
+    await eventually(begun)
+    await first.dispatcher._backfills.close()
+    await second.start()
+    await until_over(site, made.id)
+    await site.until({"done": 400})
+    ran = first.invoker.data() + second.invoker.data()
+    assert sorted(ran) == [*range(400)]
+
+
+async def test_paused_ones_hold_and_disabled_ones_stop(site: Site) -> None:
+    await (await site.worker()).start()
+    await site.publish(1, 2)
+    held = await create(site, paused=True)
+    await site.until({"held": 2}, held.id)
+    async with transaction(site.pool) as conn:  # as if it had only begun
+        await conn.execute("UPDATE triggers SET enabled = false WHERE id = %s", [held.id])
+        await conn.execute("UPDATE trigger_backfills SET state = 'running' WHERE trigger_id = %s", [held.id])
+        await site.changes.announce(conn, "trigger", f"{site.project_id}/{held.id}")
+    assert (await until_over(site, held.id))[0] == "stopped"
+
+
+async def test_another_projects_events_are_passed_over(site: Site) -> None:
+    worker = await site.worker()
+    await worker.start()
+    other = await add_project(site.pool)
+    forged = {"hint": site.project_id}
+    await site.publish(forged, project_id=other)
+    await site.publish("mine")
+    await create(site)
+    await site.until({"done": 1})
+    assert worker.invoker.data() == ["mine"]
+
+
+async def test_a_table_of_users(site: Site) -> None:
+    worker = await site.worker()
+    await worker.start()
+    change = {"op": "INSERT", "schema": "proj_x", "table": "users"}
+    await site.publish({"id": 1}, type=f"cdc.INSERT.{escape('users')}", change=Change(**change))
+    made = await create(site, event_type="auth.signup", config={"table": "users"})
+    await site.until({"done": 1}, made.id)
+    assert worker.invoker.data() == [{"user_id": "1"}]
+
+
+async def test_what_is_still_to_be_read_is_kept(site: Site) -> None:
+    assert await kept_from(site.pool) is None
+    await site.publish(1)
+    made = await create(site)
+    assert await kept_from(site.pool) == 0
+    await (await site.worker()).start()
+    await until_over(site, made.id)
+    assert await kept_from(site.pool) is None
+    assert await stream.trim(site.bus, SETTINGS, 0) == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"start_from": "yesterday"},
+        {"start_from": 5},
+        {"start_from": (datetime.now(UTC) + timedelta(hours=1)).isoformat()},
+        {"start_from": (datetime.now(UTC) - timedelta(hours=3)).isoformat()},
+        {"enabled": False},
+        {"event_type": "cron", "config": {"schedule": "@hourly"}},
+    ],
+)
+async def test_what_is_refused_leaves_nothing(site: Site, wrong: dict[str, Any]) -> None:
+    triggers = Triggers(site.pool, site.changes, events_keep_hours=1)
+    given = members(site, **{"start_from": datetime.now(UTC).isoformat()} | wrong)
+    with pytest.raises(InvalidArgument) as caught:
+        await triggers.create(site.project_id, given)
+    assert caught.value.field == "start_from"
+    assert not (await triggers.list(site.project_id)).items
+
+
+async def test_a_deleted_trigger_is_forgotten(site: Site) -> None:
+    gate = Gate()
+    await (await site.worker(gate)).start()
+    await site.publish(*range(10))
+    made = await create(site)
+    triggers = Triggers(site.pool, site.changes)
+    await triggers.delete(site.project_id, made.id)
+    gate.open.set()
+
+    async def gone() -> bool:
+        return await state_of(site, made.id) is None
+
+    await eventually(gone)
+    later = await create(site)
+    await until_over(site, later.id)

@@ -170,8 +170,8 @@ async def test_another_projects_events_are_passed_over(site: Site) -> None:
 async def test_a_table_of_users(site: Site) -> None:
     worker = await site.worker()
     await worker.start()
-    change = {"op": "INSERT", "schema": "proj_x", "table": "users"}
-    await site.publish({"id": 1}, type=f"cdc.INSERT.{escape('users')}", change=Change(**change))
+    change = Change(op="INSERT", schema="proj_x", table="users")
+    await site.publish({"id": 1}, type=f"cdc.INSERT.{escape('users')}", change=change)
     made = await create(site, event_type="auth.signup", config={"table": "users"})
     await site.until({"done": 1}, made.id)
     assert worker.invoker.data() == [{"user_id": "1"}]

@@ -19,7 +19,7 @@ from server.errors import InvalidArgument
 from server.events.envelope import Event
 from server.fields import parse_id
 from server.postgres.control import Pool, transaction
-from server.triggers.bridge import AUTH
+from server.triggers.bridge import LOGIN, SIGNUP
 from server.triggers.explanation import ExplainedPredicate, explain
 from server.triggers.firing import pattern_of, seen_by
 from server.triggers.paths import Envelope
@@ -92,6 +92,7 @@ class Diagnostician:
             await asyncio.sleep(0)
         if trigger_id and not explained:
             raise unknown(trigger_id)
+        explained.sort(key=lambda each: each.verdict is Verdict.TYPE)
         return Diagnosis(event, explained, total - len(explained))
 
     async def _ids(self, project_id: str, patterns: Collection[str]) -> tuple[list[str], int]:
@@ -99,8 +100,9 @@ class Diagnostician:
         async with transaction(self._pool) as conn:
             cursor = await conn.execute(
                 "SELECT id, count(*) OVER () FROM triggers WHERE project_id = %s"
-                " ORDER BY event_type = ANY(%s) DESC, created_at DESC, id DESC LIMIT %s",
-                [project_id, [*patterns], MAX_EXPLAINED],
+                " ORDER BY event_type = ANY(%s) OR (event_type = ANY(%s) AND config ? 'table') DESC,"
+                " created_at DESC, id DESC LIMIT %s",
+                [project_id, [*patterns], [SIGNUP, LOGIN], MAX_EXPLAINED],
             )
             rows = await cursor.fetchall()
         return [row[0] for row in rows], rows[0][1] if rows else 0
@@ -141,7 +143,7 @@ def explained_of(record: Record, envelope: Envelope, *, meant: bool) -> Explaine
 
 def _pattern(record: Record) -> str:
     """What reaches it, as far as that can be told of one that may be unreadable."""
-    if not record.event_type.startswith(AUTH) or record.config == "{}":
+    if record.event_type not in (SIGNUP, LOGIN) or record.config == "{}":
         return record.event_type
     try:
         return pattern_of(trigger_of(asdict(record)))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from server.postgres.control import Connection
-from server.triggers.bridge import AUTH
+from server.triggers.bridge import LOGIN, SIGNUP
 from server.triggers.patterns import matches
 
 FEEDS_ITSELF: Final = "TRIGGER_FEEDS_ITSELF"
@@ -28,7 +28,7 @@ async def warnings_of(
     conn: Connection, event_type: str, config: Mapping[str, Any], workflow_id: str | None
 ) -> tuple[Caution, ...]:
     """Of a trigger as it is stored."""
-    if workflow_id is None or (event_type.startswith(AUTH) and config.get("table")):
+    if workflow_id is None or (event_type in (SIGNUP, LOGIN) and config.get("table")):
         return ()
     cursor = await conn.execute("SELECT definition FROM workflow_definitions WHERE id = %s", [workflow_id])
     row = await cursor.fetchone()

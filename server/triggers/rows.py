@@ -58,7 +58,7 @@ class Record:
     created_at: datetime
     updated_at: datetime
     backfill: Backfill | None = None  # of one that is read alone
-    warnings: tuple[Caution, ...] = ()  # of one that was just written
+    warnings: tuple[Caution, ...] = ()  # of one that is read alone, or was just written
 
 
 def trigger_of(row: Mapping[str, Any]) -> Trigger:

@@ -21,7 +21,7 @@ from server.triggers import backfill
 from server.triggers.configuration import same_times
 from server.triggers.drafts import Draft, drafted, redrafted
 from server.triggers.rows import COLUMNS, Record, unknown
-from server.triggers.warnings import warnings_of
+from server.triggers.warnings import stopped, warnings_of
 
 MAX_TRIGGERS: Final = 100_000
 """Of a project."""
@@ -83,7 +83,11 @@ class Triggers:
         trigger_id = parse_id("trigger_id", trigger_id)
         async with transaction(self._pool) as conn:
             record = _found(await _select(conn, project_id, trigger_id), trigger_id)
-            return replace(record, backfill=await backfill.find(conn, trigger_id))
+            return replace(
+                record,
+                backfill=await backfill.find(conn, trigger_id),
+                warnings=await stopped(conn, project_id, trigger_id),
+            )
 
     async def list(self, project_id: str, page_size: int = 0, page_token: str = "") -> Page[Record]:
         """Newest first."""

@@ -9,11 +9,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from server.events.envelope import spelled
 from server.postgres.control import Connection
 from server.triggers.bridge import LOGIN, SIGNUP
 from server.triggers.patterns import matches
 
 FEEDS_ITSELF: Final = "TRIGGER_FEEDS_ITSELF"
+STOPPED: Final = "EVENT_LOOP"
+"""As the dead letters of what was stopped have it."""
+
+SEARCHED: Final = 1_000
+"""Dead letters of a project, the newest, among which one that was stopped is looked for."""
+
+_STOPPED: Final = """
+SELECT id, created_at FROM (
+  SELECT id, trigger_id, error, created_at FROM deliveries WHERE project_id = %s AND state = 'dead'
+  ORDER BY created_at DESC, id DESC LIMIT %s) AS dead
+WHERE trigger_id = %s AND error->>'reason' = %s ORDER BY created_at DESC, id DESC LIMIT 1
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +46,17 @@ async def warnings_of(
     cursor = await conn.execute("SELECT definition FROM workflow_definitions WHERE id = %s", [workflow_id])
     row = await cursor.fetchone()
     return () if row is None else tuple(_feeding(event_type, row[0]))
+
+
+async def stopped(conn: Connection, project_id: str, trigger_id: str) -> tuple[Caution, ...]:
+    """That a run of the trigger was not begun because it went in a circle, as long as a late dead letter says so."""
+    cursor = await conn.execute(_STOPPED, [project_id, SEARCHED, trigger_id, STOPPED])
+    if (row := await cursor.fetchone()) is None:
+        return ()
+    message = (
+        f"It was stopped at {spelled(row[1])}, because triggers ran in a circle: the delivery {row[0]} tells which"
+    )
+    return (Caution(STOPPED, message),)
 
 
 def _feeding(event_type: str, definition: object) -> Iterator[Caution]:

@@ -138,6 +138,8 @@ class TestLineage:
         assert (dead["event_id"], dead["error"]["reason"]) == ("deep", "EVENT_LOOP")
         assert f"run {run} → event order.paid deep" in dead["error"]["message"]
         ended(project, "done", 2)
+        (warning,) = project.manage("GET", f"/triggers/{trigger['id']}").json()["warnings"]
+        assert (warning["reason"], dead["id"] in warning["message"]) == ("EVENT_LOOP", True)
         again = project.manage("POST", f"/deliveries/{dead['id']}:replay", json={})
         assert again.status_code == 200, again.text
         (dead,) = ended(project, "dead", 1)

@@ -93,8 +93,8 @@ class Trigger(_message.Message):
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Warning]:
-        """What it may do that was hardly meant. In the answers of CreateTrigger and UpdateTrigger alone; over REST absent where
-        there are none.
+        """What it may do that was hardly meant, in the answers of CreateTrigger and UpdateTrigger; what it did, in that of
+        GetTrigger. Over REST absent where there are none.
         """
 
     def __init__(
@@ -192,7 +192,9 @@ class Warning(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Stable, such as TRIGGER_FEEDS_ITSELF: the workflow publishes what the trigger answers."""
+    """Stable: TRIGGER_FEEDS_ITSELF, the workflow publishes what the trigger answers; EVENT_LOOP, it was stopped because
+    triggers ran in a circle.
+    """
     message: _builtins.str
     """For people."""
     def __init__(

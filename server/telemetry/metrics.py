@@ -74,12 +74,26 @@ RPC_S: Final = Family(
 RECORDS_DROPPED: Final = Family(
     "atlas_run_records_dropped_total", "counter", (), "Records of runs given up because they could not be written"
 )
+WORKFLOW_RUNS: Final = Family(
+    "atlas_workflow_runs_total", "counter", ("state",), "Workflow runs that ended: succeeded, failed or cancelled"
+)
+WORKFLOW_STEPS: Final = Family(
+    "atlas_workflow_steps_total",
+    "counter",
+    ("type", "outcome"),
+    "Attempts at steps of workflows: succeeded, failed, retried, refused (no room), waiting or lost",
+)
+WORKFLOW_STEP_S: Final = Family(
+    "atlas_workflow_step_duration_seconds", "histogram", ("type",), "How long attempts at steps took", RUN_S
+)
+WORKFLOW_RUNNING: Final = Family("atlas_workflow_steps_running", "gauge", (), "Steps of workflows that run now")
 
 FAMILIES: Final[Mapping[str, Family]] = {
     family.name: family
     for family in (
         *(INVOCATIONS, INVOCATION_S, QUEUE_S, BOOT_S, CHILDREN, CRASHES),
         *(HOST_CALLS, HOST_CALL_S, RPCS, RPC_S, RECORDS_DROPPED),
+        *(WORKFLOW_RUNS, WORKFLOW_STEPS, WORKFLOW_STEP_S, WORKFLOW_RUNNING),
     )
 }
 
@@ -159,3 +173,7 @@ class Metrics:
         self.rpcs = Series(found, RPCS, Number)
         self.rpc_s = Series(found, RPC_S, Histogram)
         self.records_dropped = Series(found, RECORDS_DROPPED, Number)
+        self.workflow_runs = Series(found, WORKFLOW_RUNS, Number)
+        self.workflow_steps = Series(found, WORKFLOW_STEPS, Number)
+        self.workflow_step_s = Series(found, WORKFLOW_STEP_S, Histogram)
+        self.workflow_running = Series(found, WORKFLOW_RUNNING, Number)

@@ -49,6 +49,7 @@ from server.telemetry.metrics import Metrics
 from server.telemetry.numbers import Numbers
 from server.telemetry.tracers import tracer
 from server.telemetry.tracing import Tracer
+from server.workflows.retention import WorkflowRetention
 
 log = logger("parts")
 
@@ -95,6 +96,8 @@ class Parts:
     running: Running
     peers: Peers
     retention: Retention
+    workflow_retention: WorkflowRetention
+    fetcher: Fetcher
     hosts: HostApi
     projects: Projects
     keyring: Keyring
@@ -160,9 +163,12 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
     catalog = Catalog(registry, changes, vault=vault, retire=_retire_in(runtimes))
     keyring = Keyring(pool, changes)
     retention = Retention(pool, keep_hours=settings.runs_keep_hours, keep_mb=settings.runs_keep_mb)
-    projects = Projects(
-        pool, changes, tenants, removals=(keyvalue.clear, artifacts.remove_project, retention.remove_project)
+    workflow_retention = WorkflowRetention(pool, keep_hours=settings.runs_keep_hours)
+    removals = (
+        *(keyvalue.clear, artifacts.remove_project),
+        *(retention.remove_project, workflow_retention.remove_project),
     )
+    projects = Projects(pool, changes, tenants, removals=removals)
     stack.push_async_callback(changes.close)
 
     engines = {name: runtime.engine for name, runtime in runtimes.items()}
@@ -189,6 +195,8 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
         running=running,
         peers=peers,
         retention=retention,
+        workflow_retention=workflow_retention,
+        fetcher=fetcher,
         hosts=hosts,
         projects=projects,
         keyring=keyring,

@@ -10,6 +10,7 @@ from typing import Final
 
 from server import parts, process
 from server.events import stream
+from server.events.publisher import Publisher
 from server.invocations.async_worker import AsyncWorker
 from server.invocations.asynchronous import AsyncRuns
 from server.invocations.attempts import Attempts
@@ -19,6 +20,15 @@ from server.parts import Parts
 from server.process import Stopping
 from server.runs.writer import Writer
 from server.settings import Settings
+from server.workflows.nodes.condition import ConditionNode
+from server.workflows.nodes.delay import DelayNode
+from server.workflows.nodes.event import EventNode
+from server.workflows.nodes.function import FunctionNode
+from server.workflows.nodes.http import HttpNode
+from server.workflows.nodes.kv import KeyValueNode
+from server.workflows.nodes.step import NodeType
+from server.workflows.targets import Targets
+from server.workflows.worker import StepWorker
 
 log = logger("worker")
 
@@ -40,6 +50,7 @@ def run_worker(settings: Settings) -> None:
         started = await parts.start(settings, stack, "worker")
         await _start_writing(started, stack)
         await _start_running(started, stack)
+        await _start_workflows(started, stack)
         await started.listen()
         parts.repeat(partial(stream.trim, started.bus, settings), TRIM_S, "removing events that are done", stack)
         parts.repeat(started.projects.sweep, TIDY_S, "removing what deleted projects left", stack)
@@ -68,6 +79,24 @@ async def _start_running(started: Parts, stack: AsyncExitStack) -> None:
     await work.start()
     parts.repeat(queue.sweep, SWEEP_S, "removing results of asynchronous runs", stack)
     parts.repeat(Idempotency(started.pool).sweep, SWEEP_S, "removing answers kept for idempotency keys", stack)
+
+
+async def _start_workflows(started: Parts, stack: AsyncExitStack) -> None:
+    """Steps of workflows, of any run."""
+    publisher = Publisher(started.bus, started.settings)
+    await publisher.start()
+    types: dict[str, NodeType] = {
+        "function": FunctionNode(started.invoker(started.recorder), Targets(started.pool)),
+        "http": HttpNode(started.fetcher),
+        "condition": ConditionNode(),
+        "delay": DelayNode(),
+        "event": EventNode(publisher),
+        "kv": KeyValueNode(started.keyvalue),
+    }
+    work = StepWorker(started.pool, started.bus, types, metrics=started.metrics)
+    stack.push_async_callback(work.close)
+    await work.start()
+    parts.repeat(started.workflow_retention.sweep, SWEEP_S, "removing old workflow runs", stack)
 
 
 async def _say_ready(settings: Settings, stack: AsyncExitStack) -> None:

@@ -23,6 +23,7 @@ MAX_WORKFLOWS: Final = 1_000
 NAMED: Final = 20
 """Triggers that an error names."""
 
+_BRIEF: Final = "id, name, version, '' AS definition, created_at, updated_at"
 _COLUMNS: Final = "id, name, version, definition::text AS definition, created_at, updated_at"
 
 
@@ -77,16 +78,16 @@ class Definitions:
             return await find(conn, project_id, workflow_id)
 
     async def list(self, project_id: str, page_size: int = 0, page_token: str = "") -> Page[Workflow]:
-        """Newest first."""
+        """Newest first, without their definitions."""
         asked = request(f"workflows of {project_id}", page_size, page_token)
         async with transaction(self._pool) as conn:
             cursor = await conn.cursor(row_factory=dict_row).execute(
-                f"SELECT {_COLUMNS} FROM workflow_definitions WHERE project_id = %s AND (created_at, id) < (%s, %s)"
+                f"SELECT {_BRIEF} FROM workflow_definitions WHERE project_id = %s AND (created_at, id) < (%s, %s)"
                 " ORDER BY created_at DESC, id DESC LIMIT %s".encode(),
                 [project_id, asked.after.moment, asked.after.id, asked.size + 1],
             )
             found = [_workflow(row, project_id) for row in await cursor.fetchall()]
-        return asked.page(found, lambda item: at(item.created_at, item.id), weigh=lambda item: len(item.definition))
+        return asked.page(found, lambda item: at(item.created_at, item.id))
 
     async def update(
         self, project_id: str, workflow_id: str, *, name: str | None = None, document: Json | None = None
@@ -102,7 +103,8 @@ class Definitions:
             changed = await _one(
                 conn,
                 "UPDATE workflow_definitions SET name = coalesce(%s, name),"
-                " definition = coalesce(%s::json, definition), version = version + %s, updated_at = now() WHERE id = %s AND project_id = %s"
+                " definition = coalesce(%s::json, definition), version = version + %s,"
+                " updated_at = now() WHERE id = %s AND project_id = %s"
                 f" RETURNING {_COLUMNS}",
                 [name, document and document.text, int(document is not None), workflow_id, project_id],
                 project_id,

@@ -15,4 +15,5 @@ pytest_plugins = [
     "tests.fix_tenants",
     "tests.fix_up",
     "tests.fix_v8_child",
+    "tests.fix_workflows",
 ]

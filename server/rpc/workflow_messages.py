@@ -33,7 +33,34 @@ def workflow_json(workflow: Workflow) -> bytes:
 
 
 def run_message(run: Run, steps: list[StepRecord] | None = None) -> pb.WorkflowRun:
-    message = pb.WorkflowRun(
+    message = _run(run)
+    if steps is not None:
+        message.steps.extend(step_message(step) for step in steps)
+        _fill(message, "event", run.event)
+    return message
+
+
+def run_json(run: Run, steps: list[StepRecord] | None = None) -> bytes:
+    told = _plain(_run(run))
+    del told["steps"]
+    if steps is not None:
+        told["steps"] = [orjson.Fragment(step_json(step)) for step in steps]
+        if run.event is not None:
+            told["event"] = orjson.Fragment(run.event)
+    return orjson.dumps(told)
+
+
+def step_message(step: StepRecord) -> pb.WorkflowStep:
+    """What is more than a message can hold is left out, and that it is."""
+    message = _step(step)
+    for name, text in (("input", step.input), ("output", step.output)):
+        if not _fill(message, name, text):
+            message.omitted = True
+    return message
+
+
+def _run(run: Run) -> pb.WorkflowRun:
+    return pb.WorkflowRun(
         id=run.id,
         project_id=run.project_id,
         workflow_id=run.workflow_id,
@@ -44,31 +71,6 @@ def run_message(run: Run, steps: list[StepRecord] | None = None) -> pb.WorkflowR
         created_at=timestamp(run.created_at),
         finished_at=_at(run.finished_at),
     )
-    message.steps.extend(step_message(step) for step in steps or ())
-    return message
-
-
-def run_json(run: Run, steps: list[StepRecord] | None = None) -> bytes:
-    told = _plain(run_message(run))
-    if steps is None:
-        del told["steps"]
-    else:
-        told["steps"] = [orjson.Fragment(step_json(step)) for step in steps]
-    return orjson.dumps(told)
-
-
-def step_message(step: StepRecord) -> pb.WorkflowStep:
-    message = _step(step)
-    for name in ("input", "output"):
-        text = getattr(step, name)
-        if text is None:
-            continue
-        try:
-            fill_from_json(getattr(message, name), text)
-        except FunctionFailed:  # more than a message can hold
-            message.ClearField(name)
-            message.omitted = True
-    return message
 
 
 def step_json(step: StepRecord) -> bytes:
@@ -120,6 +122,17 @@ def _error(error: Mapping[str, str] | None) -> pb.WorkflowError | None:
     if error is None:
         return None
     return pb.WorkflowError(reason=error["reason"], message=error["message"], node_id=error.get("node_id", ""))
+
+
+def _fill(message: Any, name: str, text: bytes | None) -> bool:
+    """Whether the JSON fits into the field of the message."""
+    if text is not None:
+        try:
+            fill_from_json(getattr(message, name), text)
+        except FunctionFailed:
+            message.ClearField(name)
+            return False
+    return True
 
 
 def _at(moment: datetime | None) -> Any:

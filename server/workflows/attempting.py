@@ -5,12 +5,13 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Final
 
-from server.errors import AtlasError
-from server.events.json_text import JsonError, Scanner, read
+from server.errors import AtlasError, InvalidArgument
+from server.events.json_text import JsonError, read
 from server.postgres.control import Pool, transaction
 from server.triggers.parsing import written
 from server.workflows import records, store
 from server.workflows.definition import MAX_INPUT_BYTES, MAX_OUTPUT_BYTES, Definition, Node
+from server.workflows.events import members_of
 from server.workflows.nodes.step import Attempt, NodeType, Output, StepFailed, Wait
 from server.workflows.queue import Claimed
 from server.workflows.templates import Filling, Scope, TooLarge, dumped
@@ -89,7 +90,11 @@ class Attempting:
                 for row in await records.results(conn, claimed.run_id, sorted(node.reads)):
                     output = None if row["output"] is None else read(row["output"]).value
                     steps[row["node_id"]] = {"output": output, "error": row["error"], "state": row["state"]}
-        return Scope(event=_event(claimed.event), steps=steps, run={"id": claimed.run_id})
+        try:
+            event = members_of(claimed.event)
+        except InvalidArgument as why:
+            raise StepFailed("EVENT_UNREADABLE", why.message) from None
+        return Scope(event=event, steps=steps, run={"id": claimed.run_id})
 
 
 def input_of(attempt: Attempt) -> bytes:
@@ -97,17 +102,6 @@ def input_of(attempt: Attempt) -> bytes:
     if attempt.node.type == "condition":
         return dumped({"conditions": written(attempt.input)})
     return dumped(attempt.input["input"] if attempt.node.type == "function" else attempt.input)
-
-
-def _event(body: bytes) -> Mapping[str, Any]:
-    """Member by member, each of which may be nested as deep as JSON may be."""
-    try:
-        scanner = Scanner(body)
-        found = {name: scanner.value().value for name in scanner.members()}
-        scanner.end()
-    except JsonError as why:
-        raise StepFailed("EVENT_UNREADABLE", f"The run's event is not a JSON object: {why}") from None
-    return found
 
 
 def _filled(node: Node, scope: Scope) -> Any:

@@ -21,8 +21,8 @@ from server.postgres.control import Connection
 from server.tiers import Tier
 from server.workflows.stream import Ticket
 
-WINDOW: Final = 40
-"""Less than one worker runs at a time, so that there is room for others beside a project's long steps."""
+WINDOW: Final = 64
+"""Half of what one worker runs at a time, so that there is room for others beside a project's long steps."""
 LEASE_S: Final = 15.0
 RESEND_S: Final = 5.0
 """After which a queued step that nobody claimed is sent again; while its message is there, that changes nothing."""

@@ -30,6 +30,7 @@ class Run:
     error: Mapping[str, str] | None
     created_at: datetime
     finished_at: datetime | None
+    event: bytes | None = None  # JSON; None in lists, and when it is larger than SHOWN_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,7 @@ class Filter:
 
 
 _RUN: Final = "id, project_id, workflow_id, version, state, trigger_id, error, created_at, finished_at"
+_EVENT: Final = f"CASE WHEN octet_length(event) <= {SHOWN_BYTES} THEN event END AS event"
 _STEP: Final = "node_id, type, state, attempts, due_at, error, history, began_at, finished_at"
 _SMALL: Final = (
     f"CASE WHEN octet_length(input) <= {SHOWN_BYTES} THEN input END AS input,"
@@ -78,10 +80,9 @@ _SMALL: Final = (
 
 async def get(conn: Connection, project_id: str, run_id: str, *, lock: bool = False) -> Run:
     """NotFound when the project has none of that id. With `lock` nobody else changes it until the transaction ends."""
-    cursor = await conn.cursor(row_factory=dict_row).execute(
-        f"SELECT {_RUN} FROM workflow_runs WHERE id = %s AND project_id = %s{' FOR UPDATE' if lock else ''}".encode(),
-        [run_id, project_id],
-    )
+    query = f"SELECT {_RUN}, {_EVENT} FROM workflow_runs WHERE id = %s AND project_id = %s"
+    locked = f"{query} FOR UPDATE" if lock else query
+    cursor = await conn.cursor(row_factory=dict_row).execute(locked.encode(), [run_id, project_id])
     if (row := await cursor.fetchone()) is None:
         raise NotFound(
             f"The project has no workflow run {run_id}", reason="WORKFLOW_RUN_NOT_FOUND", metadata={"run_id": run_id}

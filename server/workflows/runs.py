@@ -3,28 +3,23 @@
 start ──COMMIT──▶ the run happens ··· StepWorker of any process takes each step ··· succeeded, failed or cancelled
 """
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 from uuid import uuid4
-
-import orjson
 
 from server.clock import Clock, SystemClock
 from server.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from server.events.bus import EventBus
-from server.events.envelope import MAX_DATA_BYTES, spelled
+from server.events.envelope import MAX_DATA_BYTES
 from server.events.json_text import Json
 from server.fields import parse_id
 from server.paging import Page, at, request
 from server.postgres.control import Connection, Pool, transaction
 from server.telemetry.metrics import Metrics
 from server.workflows import records, store, stream, transitions
+from server.workflows.events import by_hand, members_of
 from server.workflows.records import Filter, Run, StepRecord
 from server.workflows.store import Workflow
-
-EVENT_TYPE: Final = "workflow.run"
-"""Of the event that a run by API has, which is in no stream."""
 
 MAX_RUNNING: Final = 10_000
 """Runs of a project that have not ended, above which the API starts no more."""
@@ -44,8 +39,10 @@ class Workflows:
     ) -> None:
         """Start a run with the event, an envelope in JSON, as its trigger data. When this returns, it will happen.
 
-        A run of that id that is there already stays as it is. NotFound when the project has no such workflow.
+        A run of that id that is there already stays as it is. NotFound when the project has no such workflow,
+        InvalidArgument for an event that is no JSON object.
         """
+        members_of(event)
         async with transaction(self._pool) as conn:
             if await _exists(conn, run_id):
                 return
@@ -67,7 +64,7 @@ class Workflows:
                 used=str(size),
                 allowed=str(MAX_DATA_BYTES),
             )
-        event = _event(project_id, run_id, data, self._clock.now())
+        event = by_hand(project_id, run_id, data, self._clock.now())
         tickets: Sequence[stream.Ticket] = ()
         async with transaction(self._pool) as conn:
             workflow = await store.find(conn, project_id, workflow_id, lock=True)
@@ -170,15 +167,3 @@ async def _require_room(conn: Connection, project_id: str) -> None:
             metadata={"allowed": str(MAX_RUNNING)},
             retry_after_ms=5_000,
         )
-
-
-def _event(project_id: str, run_id: str, data: Json, now: datetime) -> bytes:
-    members: Mapping[str, Any] = {
-        "id": run_id,
-        "type": EVENT_TYPE,
-        "project_id": project_id,
-        "time": spelled(now),
-        "source": "api",
-        "data": orjson.Fragment(data.text),
-    }
-    return orjson.dumps(members)

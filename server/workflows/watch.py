@@ -23,7 +23,8 @@ POLL_S: Final = 5.0
 AWAY_POLL_S: Final = 1.0
 """While NATS is away."""
 
-SETTLE_S: Final = 0.02
+SETTLE_S: Final = 0.1
+"""Between reads of a run that changes all the time."""
 WATCHERS_PER_PROJECT: Final = 50
 """In one process."""
 

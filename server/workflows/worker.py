@@ -29,8 +29,8 @@ from server.workflows.running import Stepping
 
 log = logger("workflows")
 
-CONCURRENCY: Final = 64
-"""Steps at a time in one process; most of them wait for somebody else."""
+CONCURRENCY: Final = 128
+"""Steps at a time in one process. Most wait for somebody else; sandboxes and requests have bounds of their own."""
 
 FETCH_S: Final = 1.0
 """After which a request is made anew; one made just before NATS went away is never answered."""

@@ -115,6 +115,7 @@ def test_a_workflow_from_its_definition_to_its_end(workflows: Workflows) -> None
     )
     run = workflows.ended(workflows.run(workflow, {"a": 2, "b": 4}))
     assert (run["state"], run["workflow_id"], run["version"]) == ("succeeded", workflow, 1), run
+    assert (run["event"]["type"], run["event"]["data"], run["trigger_id"]) == ("workflow.run", {"a": 2, "b": 4}, "")
     steps = workflows.steps(run)
     assert {name: step["state"] for name, step in steps.items()} == {
         **dict.fromkeys(("add", "large", "keep", "pause", "read", "tell"), "succeeded"),
@@ -321,6 +322,7 @@ class TestGrpc:
             pb.GetWorkflowRunRequest(project_id=project_id, run_id=run.id), metadata=metadata
         )
         assert [each.state for each in run.steps] == ["succeeded"]
+        assert json_format.MessageToDict(run.event)["data"] == {"n": 7}
         changed = await stub.UpdateWorkflow(
             pb.UpdateWorkflowRequest(project_id=project_id, workflow_id=made.id, name="Other"), metadata=metadata
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from server.errors import Unavailable
+from server.errors import InvalidArgument, Unavailable
 from server.events.bus import EventBus
 from server.postgres.control import Pool
 from server.workflows import queue, records, running, stream, transitions
@@ -230,11 +230,14 @@ async def test_a_definition_that_this_release_refuses_fails_its_run(site: Site) 
 
 
 async def test_a_run_whose_event_is_none_fails(site: Site) -> None:
+    workflow = await site.define([kv("a")])
+    with pytest.raises(InvalidArgument, match="not a JSON object"):
+        await site.workflows.start(
+            project_id=site.project_id, workflow_id=workflow, run_id=an_id(), trigger_id=None, event=b"[1"
+        )
+    run_id = await site.run(workflow)
+    await site.execute("UPDATE workflow_runs SET event = '[1'")
     await site.worker()
-    workflow, run_id = await site.define([kv("a")]), an_id()
-    await site.workflows.start(
-        project_id=site.project_id, workflow_id=workflow, run_id=run_id, trigger_id=None, event=b"[1"
-    )
     run, _ = await site.ended(run_id)
     assert run.error is not None
     assert run.error["reason"] == "EVENT_UNREADABLE"

@@ -84,6 +84,7 @@ class WorkflowRun(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     FINISHED_AT_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID."""
     project_id: _builtins.str
@@ -108,6 +109,10 @@ class WorkflowRun(_message.Message):
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkflowStep]:
         """In the order of the definition. Only in GetWorkflowRun."""
 
+    @_builtins.property
+    def event(self) -> _struct_pb2.Value:
+        """The event that started it, its trigger data. Only in GetWorkflowRun, and not when it is larger than 8 KiB."""
+
     def __init__(
         self,
         *,
@@ -121,10 +126,11 @@ class WorkflowRun(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         finished_at: _timestamp_pb2.Timestamp | None = ...,
         steps: _abc.Iterable[Global___WorkflowStep] | None = ...,
+        event: _struct_pb2.Value | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "error", b"error", "finished_at", b"finished_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "error", b"error", "event", b"event", "finished_at", b"finished_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "error", b"error", "finished_at", b"finished_at", "id", b"id", "project_id", b"project_id", "state", b"state", "steps", b"steps", "trigger_id", b"trigger_id", "version", b"version", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "error", b"error", "event", b"event", "finished_at", b"finished_at", "id", b"id", "project_id", b"project_id", "state", b"state", "steps", b"steps", "trigger_id", b"trigger_id", "version", b"version", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

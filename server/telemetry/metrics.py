@@ -74,12 +74,23 @@ RPC_S: Final = Family(
 RECORDS_DROPPED: Final = Family(
     "atlas_run_records_dropped_total", "counter", (), "Records of runs given up because they could not be written"
 )
+CRON_TICKS: Final = Family(
+    "atlas_cron_ticks_total", "counter", ("verdict",), "Ticks of cron triggers: fired, missed or overlapped"
+)
+CRON_LATENESS_S: Final = Family(
+    "atlas_cron_lateness_seconds",
+    "histogram",
+    (),
+    "From the minute of a tick that fired to its place in the stream",
+    RUN_S,
+)
 
 FAMILIES: Final[Mapping[str, Family]] = {
     family.name: family
     for family in (
         *(INVOCATIONS, INVOCATION_S, QUEUE_S, BOOT_S, CHILDREN, CRASHES),
         *(HOST_CALLS, HOST_CALL_S, RPCS, RPC_S, RECORDS_DROPPED),
+        *(CRON_TICKS, CRON_LATENESS_S),
     )
 }
 
@@ -159,3 +170,5 @@ class Metrics:
         self.rpcs = Series(found, RPCS, Number)
         self.rpc_s = Series(found, RPC_S, Histogram)
         self.records_dropped = Series(found, RECORDS_DROPPED, Number)
+        self.cron_ticks = Series(found, CRON_TICKS, Number)
+        self.cron_lateness_s = Series(found, CRON_LATENESS_S, Histogram)

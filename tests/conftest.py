@@ -13,6 +13,7 @@ pytest_plugins = [
     "tests.fix_runs",
     "tests.fix_stack",
     "tests.fix_tenants",
+    "tests.fix_triggers",
     "tests.fix_up",
     "tests.fix_v8_child",
 ]

@@ -9,7 +9,9 @@ from functools import partial
 from typing import Final
 
 from server import parts, process
+from server.dispatch.cron import Cron
 from server.events import stream
+from server.events.publisher import Publisher
 from server.invocations.async_worker import AsyncWorker
 from server.invocations.asynchronous import AsyncRuns
 from server.invocations.attempts import Attempts
@@ -19,6 +21,7 @@ from server.parts import Parts
 from server.process import Stopping
 from server.runs.writer import Writer
 from server.settings import Settings
+from server.triggers.cache import TriggerCache
 
 log = logger("worker")
 
@@ -40,7 +43,10 @@ def run_worker(settings: Settings) -> None:
         started = await parts.start(settings, stack, "worker")
         await _start_writing(started, stack)
         await _start_running(started, stack)
+        triggers = TriggerCache(started.pool, started.changes)
         await started.listen()
+        await triggers.start()
+        await _start_cron(started, triggers, stack)
         parts.repeat(partial(stream.trim, started.bus, settings), TRIM_S, "removing events that are done", stack)
         parts.repeat(started.projects.sweep, TIDY_S, "removing what deleted projects left", stack)
         parts.repeat(started.lifecycle.sweep, TIDY_S, "removing functions and files that are kept no more", stack)
@@ -68,6 +74,16 @@ async def _start_running(started: Parts, stack: AsyncExitStack) -> None:
     await work.start()
     parts.repeat(queue.sweep, SWEEP_S, "removing results of asynchronous runs", stack)
     parts.repeat(Idempotency(started.pool).sweep, SWEEP_S, "removing answers kept for idempotency keys", stack)
+
+
+async def _start_cron(started: Parts, triggers: TriggerCache, stack: AsyncExitStack) -> None:
+    """The schedules: each minute becomes the events that are due in it."""
+    publisher = Publisher(started.bus, started.settings)
+    await publisher.start()
+    cron = Cron(started.pool, triggers, publisher, started.metrics)
+    stack.push_async_callback(cron.close)
+    await cron.start()
+    parts.repeat(cron.sweep, SWEEP_S, "forgetting ticks that have ended", stack)
 
 
 async def _say_ready(settings: Settings, stack: AsyncExitStack) -> None:

@@ -16,20 +16,17 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
 from server.clock import Clock, SystemClock
-from server.dispatch import cron_events, cron_marks
-from server.dispatch.cron_events import Skipped
-from server.dispatch.identity import delivery_id
+from server.dispatch import cron_marks
+from server.dispatch.cron_plan import Plan
 from server.errors import AtlasError, InvalidArgument
 from server.events.envelope import Event
 from server.log import logger
 from server.postgres.control import Connection, Pool, transaction
 from server.telemetry.metrics import Metrics
 from server.triggers import ticks
-from server.triggers.conditions import evaluate
 from server.triggers.definition import Trigger
 from server.triggers.schedule import Overlap, Schedule, floor_minute, parse_schedule
-from server.triggers.ticks import CronTrigger, Look, Tick, Verdict
-from server.triggers.view import envelope_of
+from server.triggers.ticks import CronTrigger, Look
 
 log = logger("cron")
 
@@ -70,17 +67,6 @@ class _Done:
     """What a look came to."""
 
     lateness_s: list[float] = field(default_factory=list)  # of the ticks that fired
-    overlapped: int = 0
-    missed: int = 0
-
-
-@dataclass(slots=True)
-class _Decided:
-    """What is to be done for a part of the triggers."""
-
-    events: list[Event] = field(default_factory=list)
-    marks: list[Tick] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
     overlapped: int = 0
     missed: int = 0
 
@@ -180,13 +166,13 @@ class Cron:
             yield part
         self._parsed = parsed
 
-    async def _decide(self, conn: Connection, part: Sequence[Scheduled], window: Look, now: datetime) -> _Decided:
+    async def _decide(self, conn: Connection, part: Sequence[Scheduled], window: Look, now: datetime) -> Plan:
         waiting = [trigger.id for trigger, schedule in part if schedule.overlap is not Overlap.ALLOW]
         unfinished = await cron_marks.unfinished(conn, waiting) if waiting else {}
         fired: cron_marks.Minutes = {}
         if window.evaluated - window.after > _MINUTE:  # the last look may have published and not marked
             fired = await cron_marks.delivered(conn, [trigger.id for trigger, _ in part], window.after)
-        decided, turn = _Decided(), _Turn(self._clock)
+        plan, turn = Plan(), _Turn(self._clock)
         for trigger, schedule in part:
             told = CronTrigger(
                 id=trigger.id,
@@ -195,24 +181,22 @@ class Cron:
                 unfinished=unfinished.get(trigger.id, ()),
                 fired=fired.get(trigger.id, ()),
             )
-            _add(decided, trigger, schedule, told, window, now)
+            plan.add(trigger, schedule, told, window, now)
             await turn.give()
-        return decided
+        return plan
 
-    async def _do(self, conn: Connection, decided: _Decided, done: _Done) -> None:
-        for first in range(0, len(decided.events), PART):
-            batch = decided.events[first : first + PART]
+    async def _do(self, conn: Connection, plan: Plan, done: _Done) -> None:
+        for first in range(0, len(plan.events), PART):
+            batch = plan.events[first : first + PART]
             await self._publisher.publish(batch)
             now = self._clock.now()
             done.lateness_s += [max(0.0, (now - event.time).total_seconds()) for event in batch]
-        if decided.marks:
-            await cron_marks.mark(
-                conn, decided.marks, [delivery_id(tick.trigger_id, tick.message_id) for tick in decided.marks]
-            )
-        if decided.skipped:
-            await cron_marks.skip(conn, decided.skipped)
-        done.overlapped += decided.overlapped
-        done.missed += decided.missed
+        if plan.marks:
+            await cron_marks.mark(conn, plan.marks)
+        if plan.skipped:
+            await cron_marks.skip(conn, plan.skipped)
+        done.overlapped += plan.overlapped
+        done.missed += plan.missed
 
     def _count(self, done: _Done) -> None:
         lateness = self._metrics.cron_lateness_s()
@@ -249,23 +233,3 @@ def _parse(trigger: Trigger) -> Schedule | None:
     except InvalidArgument as why:
         log.error("cron.unreadable", f"The trigger {trigger.id} never fires: {why}", trigger_id=trigger.id)
         return None
-
-
-def _add(
-    decided: _Decided, trigger: Trigger, schedule: Schedule, told: CronTrigger, window: Look, now: datetime
-) -> None:
-    found, lost = ticks.decide(told, window, now)
-    overlapping = [tick.minute for tick in found if tick.verdict is Verdict.OVERLAP]
-    for tick in found:
-        if tick.verdict is not Verdict.FIRE:
-            continue
-        event = cron_events.event_of(trigger, schedule, tick.minute)
-        decided.events.append(event)
-        if schedule.overlap is not Overlap.ALLOW and evaluate(trigger.conditions, envelope_of(event)):
-            decided.marks.append(tick)
-    if overlapping:
-        decided.skipped.append(cron_events.overlapped(trigger, schedule, overlapping))
-        decided.overlapped += len(overlapping)
-    if lost:
-        decided.skipped.append(cron_events.missed(trigger, schedule, lost))
-        decided.missed += max(1, lost.count)

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from server.dispatch.cron_events import TYPE, Skipped, minute_of
+from server.dispatch.identity import delivery_id
 from server.postgres.control import Connection
 from server.triggers.ticks import MAX_BACK_S, Tick
 
@@ -65,12 +66,16 @@ async def delivered(conn: Connection, trigger_ids: Sequence[str], after: datetim
     return _by_trigger([(trigger_id, minute) for trigger_id, minute in found if minute is not None])
 
 
-async def mark(conn: Connection, ticks: Sequence[Tick], delivery_ids: Sequence[str]) -> None:
+async def mark(conn: Connection, ticks: Sequence[Tick]) -> None:
     """Those that later ticks of their triggers have to wait for."""
     await conn.execute(
         "INSERT INTO cron_ticks (trigger_id, minute, delivery_id)"
         " SELECT * FROM unnest(%s::uuid[], %s::timestamptz[], %s::uuid[]) ON CONFLICT DO NOTHING",
-        [[tick.trigger_id for tick in ticks], [tick.minute for tick in ticks], list(delivery_ids)],
+        [
+            [tick.trigger_id for tick in ticks],
+            [tick.minute for tick in ticks],
+            [delivery_id(tick.trigger_id, tick.message_id) for tick in ticks],
+        ],
     )
 
 

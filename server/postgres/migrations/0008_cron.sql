@@ -1,6 +1,6 @@
 -- The one row that says up to which minute the schedules were looked at. Who holds it locked is looking.
 CREATE TABLE cron_state (
-  only      boolean     PRIMARY KEY DEFAULT true CHECK (only),
+  single    boolean     PRIMARY KEY DEFAULT true CHECK (single),
   evaluated timestamptz -- a whole minute; null before the first look
 );
 INSERT INTO cron_state DEFAULT VALUES;

@@ -8,9 +8,12 @@ One that fires is an event of the type `cron` that its trigger alone answers:
 Ticks that do not fire, those of one trigger and one look together, are a delivery that is skipped from the start.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Final, Literal
+from zoneinfo import ZoneInfo
 
 import orjson
 
@@ -32,6 +35,15 @@ _TOLD: Final[dict[Why, tuple[str, str]]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A tick that later ones of its trigger wait for, until its delivery has ended."""
+
+    trigger_id: str
+    minute: datetime
+    delivery_id: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
     """A row of the ledger. `body` is the event of the first of its ticks, as it would have been in the stream."""
@@ -40,18 +52,13 @@ class Skipped:
     project_id: str
     trigger_id: str
     event_id: str
-    body: bytes
+    body: str
     outcome: Why
-    error: bytes
+    error: Mapping[str, str]
 
 
 def event_of(trigger: Trigger, schedule: Schedule, minute: datetime) -> Event:
-    data = {
-        "schedule": schedule.text,
-        "timezone": schedule.zone.key,
-        "scheduled_at": spelled(minute),
-        "local_time": minute.astimezone(schedule.zone).isoformat(),
-    }
+    data = {"schedule": schedule.text, "timezone": schedule.zone.key, **_times(minute, schedule.zone)}
     return Event(
         id=message_id(trigger.id, minute),
         type=TYPE,
@@ -61,6 +68,11 @@ def event_of(trigger: Trigger, schedule: Schedule, minute: datetime) -> Event:
         data=Json(orjson.dumps(data).decode(), data),
         trigger_id=trigger.id,
     )
+
+
+@lru_cache(maxsize=1_000)
+def _times(minute: datetime, zone: ZoneInfo) -> Mapping[str, str]:
+    return {"scheduled_at": spelled(minute), "local_time": minute.astimezone(zone).isoformat()}
 
 
 def overlapped(trigger: Trigger, schedule: Schedule, minutes: list[datetime]) -> Skipped:
@@ -93,9 +105,9 @@ def _skipped(trigger: Trigger, schedule: Schedule, why: Why, first: datetime, co
         project_id=trigger.project_id,
         trigger_id=trigger.id,
         event_id=event.id,
-        body=encode(event),
+        body=encode(event).decode(),
         outcome=why,
-        error=orjson.dumps({"reason": reason, "message": f"{counted} {told}"}),
+        error={"reason": reason, "message": f"{counted} {told}"},
     )
 
 

@@ -6,23 +6,27 @@ deliveries   of each tick, from the moment that it is taken from the stream; of 
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, TypeVar
 
-from server.dispatch.cron_events import TYPE, Skipped, minute_of
-from server.dispatch.identity import delivery_id
+import orjson
+
+from server.dispatch.cron_events import TYPE, Mark, Skipped, minute_of
 from server.postgres.control import Connection
-from server.triggers.ticks import MAX_BACK_S, Tick
+from server.triggers.ticks import MAX_BACK_S
 
 UNSEEN_S: Final = 600.0
 """How long a published tick that has no delivery counts as unfinished. It waits in the stream, or its trigger has been
 changed in between and it will never have one."""
 
+ROWS_AT_ONCE: Final = 2_000
+
 Minutes = Mapping[str, frozenset[datetime]]
 """By trigger; empty for those that have none."""
 
+R = TypeVar("R")
 _LATE_S: Final = 2 * MAX_BACK_S  # by which the clocks of workers and of Postgres may differ
 
 
@@ -44,13 +48,13 @@ async def store(conn: Connection, evaluated: datetime) -> None:
     await conn.execute("UPDATE cron_state SET evaluated = %s", [evaluated])
 
 
-async def unfinished(conn: Connection, trigger_ids: Sequence[str]) -> Minutes:
-    """Of marked ticks: those that wait in the stream, wait for a run, are held, or run."""
+async def unfinished(conn: Connection) -> Minutes:
+    """Marked ticks that wait in the stream, wait for a run, are held, or run."""
     cursor = await conn.execute(
         "SELECT t.trigger_id, t.minute FROM cron_ticks t LEFT JOIN deliveries d ON d.id = t.delivery_id"
-        " WHERE t.trigger_id = ANY(%s::uuid[]) AND (d.state IN ('queued', 'running', 'held')"
-        " OR (d.id IS NULL AND t.published_at > now() - make_interval(secs => %s)))",
-        [list(trigger_ids), UNSEEN_S],
+        " WHERE d.state IN ('queued', 'running', 'held')"
+        " OR (d.id IS NULL AND t.published_at > now() - make_interval(secs => %s))",
+        [UNSEEN_S],
     )
     return _by_trigger(await cursor.fetchall())
 
@@ -66,44 +70,36 @@ async def delivered(conn: Connection, trigger_ids: Sequence[str], after: datetim
     return _by_trigger([(trigger_id, minute) for trigger_id, minute in found if minute is not None])
 
 
-async def mark(conn: Connection, ticks: Sequence[Tick]) -> None:
-    """Those that later ticks of their triggers have to wait for."""
-    await conn.execute(
-        "INSERT INTO cron_ticks (trigger_id, minute, delivery_id)"
-        " SELECT * FROM unnest(%s::uuid[], %s::timestamptz[], %s::uuid[]) ON CONFLICT DO NOTHING",
-        [
-            [tick.trigger_id for tick in ticks],
-            [tick.minute for tick in ticks],
-            [delivery_id(tick.trigger_id, tick.message_id) for tick in ticks],
-        ],
-    )
+async def mark(conn: Connection, marks: Sequence[Mark]) -> None:
+    for some in _batches(marks):
+        await conn.execute(
+            "INSERT INTO cron_ticks (trigger_id, minute, delivery_id) SELECT * FROM"
+            " json_to_recordset(%s::json) AS new (trigger_id uuid, minute timestamptz, delivery_id uuid)"
+            " ON CONFLICT DO NOTHING",
+            [orjson.dumps(some).decode()],
+        )
 
 
 async def skip(conn: Connection, skipped: Sequence[Skipped]) -> None:
     """Into the ledger, with their events. One that is there already stays as it is."""
-    rows = sorted(skipped, key=lambda row: row.id)
-    projects, events = [row.project_id for row in rows], [row.event_id for row in rows]
-    await conn.execute(
-        "INSERT INTO delivered_events (project_id, event_id, body)"
-        " SELECT * FROM unnest(%s::uuid[], %s::text[], %s::bytea[]) ON CONFLICT DO NOTHING",
-        [projects, events, [row.body for row in rows]],
-    )
-    await conn.execute(
-        "INSERT INTO deliveries (id, project_id, trigger_id, event_id, event_type, sequence, state, due_at,"
-        " outcome, error, finished_at)"
-        " SELECT id, project_id, trigger_id, event_id, %s, 0, 'skipped', now(), outcome, error::json, now()"
-        " FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::text[])"
-        " AS new (id, project_id, trigger_id, event_id, outcome, error) ON CONFLICT DO NOTHING",
-        [
-            TYPE,
-            [row.id for row in rows],
-            projects,
-            [row.trigger_id for row in rows],
-            events,
-            [row.outcome for row in rows],
-            [row.error.decode() for row in rows],
-        ],
-    )
+    for some in _batches(sorted(skipped, key=lambda row: row.id)):
+        rows = orjson.dumps(some).decode()
+        await conn.execute(
+            "INSERT INTO delivered_events (project_id, event_id, body)"
+            " SELECT project_id, event_id, convert_to(body, 'UTF8')"
+            " FROM json_to_recordset(%s::json) AS new (project_id uuid, event_id text, body text)"
+            " ON CONFLICT DO NOTHING",
+            [rows],
+        )
+        await conn.execute(
+            "INSERT INTO deliveries (id, project_id, trigger_id, event_id, event_type, sequence, state, due_at,"
+            " outcome, error, finished_at)"
+            " SELECT id, project_id, trigger_id, event_id, %s, 0, 'skipped', now(), outcome, error, now()"
+            " FROM json_to_recordset(%s::json) AS"
+            " new (id uuid, project_id uuid, trigger_id uuid, event_id text, outcome text, error json)"
+            " ON CONFLICT DO NOTHING",
+            [TYPE, rows],
+        )
 
 
 async def forget(conn: Connection) -> int:
@@ -116,6 +112,12 @@ async def forget(conn: Connection) -> int:
         [UNSEEN_S],
     )
     return cursor.rowcount
+
+
+def _batches(rows: Sequence[R]) -> Iterator[Sequence[R]]:
+    """Few enough for one statement and for the patience of others on the event loop."""
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        yield rows[first : first + ROWS_AT_ONCE]
 
 
 def _by_trigger(found: Sequence[tuple[str, datetime]]) -> Minutes:

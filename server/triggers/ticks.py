@@ -126,7 +126,7 @@ def decide_all(triggers: Iterable[CronTrigger], window: Look, now: datetime) -> 
 
 def message_id(trigger_id: str, minute: datetime) -> str:
     """The id of the event of a tick: the same on every worker, and at every attempt."""
-    return f"cron:{trigger_id}:{minute:%Y-%m-%dT%H:%MZ}"
+    return f"cron:{trigger_id}:{minute.isoformat()[:16]}Z"
 
 
 def _without_overlap(trigger: CronTrigger, fresh: list[datetime]) -> list[Tick]:

@@ -21,6 +21,7 @@ from atlas.health.v1 import health_service_pb2_grpc
 from atlas.metrics.v1 import metrics_service_pb2_grpc
 from atlas.projects.v1 import projects_service_pb2_grpc
 from atlas.runs.v1 import runs_service_pb2_grpc
+from atlas.triggers.v1 import triggers_service_pb2_grpc
 from engines.build import build
 from engines.contract import Invocation, Outcome, Program
 from server import parts, process
@@ -42,10 +43,13 @@ from server.rpc.invocations import InvocationService
 from server.rpc.metrics import MetricsService
 from server.rpc.projects import ProjectService
 from server.rpc.runs import RunService
+from server.rpc.triggers import TriggerService
 from server.runs.reader import Reader
 from server.runs.tail import Tail
 from server.settings import Settings
 from server.tiers import limits_of
+from server.triggers.diagnosis import Diagnostician
+from server.triggers.store import Triggers
 
 log = logger("api")
 
@@ -139,10 +143,12 @@ async def _add_services(boundary: Boundary, started: Parts, tail: Tail, stack: A
     def report() -> dict[str, Any]:
         return {name: engine.report() for name, engine in started.engines.items()}
 
+    triggers = TriggerService(Triggers(started.pool, started.changes), Diagnostician(started.pool))
     metrics = MetricsService(started.settings.metrics_dir, started.metrics.numbers)
     boundary.add(invocation_service_pb2_grpc.add_InvocationServiceServicer_to_server, invocations)
     boundary.add(runs_service_pb2_grpc.add_RunServiceServicer_to_server, RunService(reader, tail, started.catalog))
     boundary.add(events_service_pb2_grpc.add_EventServiceServicer_to_server, EventService(publisher))
+    boundary.add(triggers_service_pb2_grpc.add_TriggerServiceServicer_to_server, triggers)
     boundary.add(metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server, metrics)
     boundary.add(functions_service_pb2_grpc.add_FunctionServiceServicer_to_server, functions)
     boundary.add(projects_service_pb2_grpc.add_ProjectServiceServicer_to_server, ProjectService(started.projects))

@@ -25,6 +25,7 @@ _FUNCTIONS: Final = "/atlas.functions.v1.FunctionService/"
 _INVOCATIONS: Final = "/atlas.functions.v1.InvocationService/"
 _RUNS: Final = "/atlas.runs.v1.RunService/"
 _EVENTS: Final = "/atlas.events.v1.EventService/"
+_TRIGGERS: Final = "/atlas.triggers.v1.TriggerService/"
 _PROJECTS: Final = "/atlas.projects.v1.ProjectService/"
 
 METHODS: Final[Mapping[str, Access]] = {
@@ -50,6 +51,24 @@ METHODS: Final[Mapping[str, Access]] = {
     _RUNS + "TailRunsHttp": Access.SERVICE,
     _EVENTS + "PublishEvents": Access.SERVICE,
     _EVENTS + "PublishEventsHttp": Access.SERVICE,
+    _TRIGGERS + "CreateTrigger": Access.SERVICE,
+    _TRIGGERS + "CreateTriggerHttp": Access.SERVICE,
+    _TRIGGERS + "ListTriggers": Access.SERVICE,
+    _TRIGGERS + "ListTriggersHttp": Access.SERVICE,
+    _TRIGGERS + "GetTrigger": Access.SERVICE,
+    _TRIGGERS + "GetTriggerHttp": Access.SERVICE,
+    _TRIGGERS + "UpdateTrigger": Access.SERVICE,
+    _TRIGGERS + "UpdateTriggerHttp": Access.SERVICE,
+    _TRIGGERS + "DeleteTrigger": Access.SERVICE,
+    _TRIGGERS + "PauseTrigger": Access.SERVICE,
+    _TRIGGERS + "PauseTriggerHttp": Access.SERVICE,
+    _TRIGGERS + "ResumeTrigger": Access.SERVICE,
+    _TRIGGERS + "ResumeTriggerHttp": Access.SERVICE,
+    _TRIGGERS + "PreviewTrigger": Access.SERVICE,
+    _TRIGGERS + "PreviewSchedule": Access.SERVICE,
+    _TRIGGERS + "PreviewScheduleHttp": Access.SERVICE,
+    _TRIGGERS + "ExplainEvent": Access.SERVICE,
+    _TRIGGERS + "ExplainEventHttp": Access.SERVICE,
     _PROJECTS + "CreateProject": Access.ADMIN,
     _PROJECTS + "GetProject": Access.ADMIN,
     _PROJECTS + "ListProjects": Access.ADMIN,

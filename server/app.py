@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from atlas.deliveries.v1 import deliveries_service_pb2_grpc, parked_messages_service_pb2_grpc
 from atlas.events.v1 import events_service_pb2_grpc
 from atlas.functions.v1 import functions_service_pb2_grpc, invocation_service_pb2_grpc
 from atlas.health.v1 import health_service_pb2_grpc
@@ -25,6 +26,10 @@ from atlas.triggers.v1 import triggers_service_pb2_grpc
 from engines.build import build
 from engines.contract import Invocation, Outcome, Program
 from server import parts, process
+from server.dispatch.cancel import Canceller
+from server.dispatch.deliveries import Deliveries
+from server.dispatch.parked import ParkedMessages
+from server.dispatch.replay import Replayer
 from server.events.publisher import Publisher
 from server.functions.deploy import Deployer
 from server.functions.downloads import Downloads
@@ -36,11 +41,13 @@ from server.postgres.control import Pool
 from server.process import Stopping
 from server.rpc.access import METHODS, Gate
 from server.rpc.boundary import Boundary
+from server.rpc.deliveries import DeliveryService
 from server.rpc.events import EventService
 from server.rpc.functions import FunctionService
 from server.rpc.health import HealthService, Probe
 from server.rpc.invocations import InvocationService
 from server.rpc.metrics import MetricsService
+from server.rpc.parked_messages import ParkedMessageService
 from server.rpc.projects import ProjectService
 from server.rpc.runs import RunService
 from server.rpc.triggers import TriggerService
@@ -149,10 +156,19 @@ async def _add_services(boundary: Boundary, started: Parts, tail: Tail, stack: A
     boundary.add(runs_service_pb2_grpc.add_RunServiceServicer_to_server, RunService(reader, tail, started.catalog))
     boundary.add(events_service_pb2_grpc.add_EventServiceServicer_to_server, EventService(publisher))
     boundary.add(triggers_service_pb2_grpc.add_TriggerServiceServicer_to_server, triggers)
+    _add_ledger(boundary, started)
     boundary.add(metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server, metrics)
     boundary.add(functions_service_pb2_grpc.add_FunctionServiceServicer_to_server, functions)
     boundary.add(projects_service_pb2_grpc.add_ProjectServiceServicer_to_server, ProjectService(started.projects))
     boundary.add(health_service_pb2_grpc.add_HealthServiceServicer_to_server, HealthService(probes, report))
+
+
+def _add_ledger(boundary: Boundary, started: Parts) -> None:
+    pool, changes = started.pool, started.changes
+    deliveries = DeliveryService(Deliveries(pool), Replayer(pool, changes), Canceller(pool, changes, started.peers))
+    parked = ParkedMessageService(ParkedMessages(pool))
+    boundary.add(deliveries_service_pb2_grpc.add_DeliveryServiceServicer_to_server, deliveries)
+    boundary.add(parked_messages_service_pb2_grpc.add_ParkedMessageServiceServicer_to_server, parked)
 
 
 async def _serve(started: Parts, extra: Services, stack: AsyncExitStack, stopping: Stopping) -> None:

@@ -14,6 +14,7 @@ pytest_plugins = [
     "tests.fix_stack",
     "tests.fix_tenants",
     "tests.fix_triggers",
+    "tests.fix_ledger",
     "tests.fix_up",
     "tests.fix_v8_child",
 ]

@@ -26,6 +26,8 @@ SERVICES: Final = (
     "atlas.runs.v1.RunService",
     "atlas.events.v1.EventService",
     "atlas.triggers.v1.TriggerService",
+    "atlas.deliveries.v1.DeliveryService",
+    "atlas.deliveries.v1.ParkedMessageService",
     "atlas.metrics.v1.MetricsService",
     "atlas.health.v1.HealthService",
 )
@@ -33,6 +35,7 @@ NOT_FROM_QUERY: Final = (
     *("slug", "rest", "body", "body.data", "body.content_type", "body.contentType", "body.extensions"),
     *("project_id", "projectId", "function_id", "functionId", "key_id", "keyId", "run_id", "runId", "version"),
     *("trigger_id", "triggerId"),
+    *("delivery_id", "deliveryId"),
 )
 MAX_BODY_BYTES: Final = 6 * 1024 * 1024
 MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024

@@ -3,6 +3,7 @@
 pytest_plugins = [
     "tests.fix_clients",
     "tests.fix_cli",
+    "tests.fix_cli_events",
     "tests.fix_quickjs_child",
     "tests.fix_sandbox",
     "tests.fix_control",

@@ -1,18 +1,22 @@
 """Calls of the API over one gRPC channel, with the project and the key put in, and every failure a Problem."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import grpc
 from google.api.httpbody_pb2 import HttpBody
 
+from atlas.deliveries.v1.deliveries_service_pb2_grpc import DeliveryServiceStub
+from atlas.events.v1.events_service_pb2_grpc import EventServiceStub
 from atlas.functions.v1 import functions_pb2 as functions
 from atlas.functions.v1 import functions_service_pb2 as service
 from atlas.functions.v1.functions_service_pb2_grpc import FunctionServiceStub
 from atlas.functions.v1.invocation_service_pb2_grpc import InvocationServiceStub
 from atlas.runs.v1.runs_service_pb2_grpc import RunServiceStub
+from atlas.triggers.v1.triggers_service_pb2_grpc import TriggerServiceStub
 from server.cli.problems import REFUSED, USAGE, Problem, problem_of
 from server.cli.target import Target
 
@@ -56,6 +60,9 @@ class Client:
         self.functions = FunctionServiceStub(self._channel)
         self.invocations = InvocationServiceStub(self._channel)
         self.runs = RunServiceStub(self._channel)
+        self.events = EventServiceStub(self._channel)
+        self.triggers = TriggerServiceStub(self._channel)
+        self.deliveries = DeliveryServiceStub(self._channel)
 
     def close(self) -> None:
         self._channel.close()
@@ -82,6 +89,10 @@ class Client:
             return method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise problem_of(error, self.target.url) from None
+
+    def call_json(self, method: "grpc.UnaryUnaryMultiCallable[Request, HttpBody]", request: Request) -> Any:
+        """The JSON of a call that REST has in the same form. Raises Problem."""
+        return json.loads(self.call(method, request).data)
 
     def call_http(
         self,
@@ -140,3 +151,7 @@ class Client:
 
 
 _WHERE: Final = "give {} or {}, or run it where `.atlas/env` of a running stack is in the folder or one above"
+
+
+def json_body(text: str) -> HttpBody:
+    return HttpBody(content_type="application/json", data=text.encode())

@@ -98,11 +98,12 @@ def plain(record: Record) -> dict[str, Any]:
 
 def _policy(record: Record) -> dict[str, Any]:
     """In full."""
-    return retry.as_written(retry.DEFAULT) | orjson.loads(record.retry)
+    differing: dict[str, Any] = orjson.loads(record.retry)
+    return retry.as_written(retry.DEFAULT) | differing
 
 
 def _retry(policy: triggers_pb2.RetryPolicy) -> dict[str, object]:
-    given: dict[str, object] = {name: getattr(policy, name) for name in _RETRY if policy.HasField(name)}  # type: ignore[arg-type]
+    given: dict[str, object] = {name: getattr(policy, name) for name in _RETRY if policy.HasField(name)}
     return given | ({"on": [*policy.on.outcomes]} if policy.HasField("on") else {})
 
 

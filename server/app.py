@@ -28,7 +28,7 @@ from engines.contract import Invocation, Outcome, Program
 from server import parts, process
 from server.dispatch.cancel import Canceller
 from server.dispatch.deliveries import Deliveries
-from server.dispatch.parked import ParkedMessages
+from server.dispatch.parked_messages import ParkedMessages
 from server.dispatch.replay import Replayer
 from server.events.publisher import Publisher
 from server.functions.deploy import Deployer
@@ -155,8 +155,8 @@ async def _add_services(boundary: Boundary, started: Parts, tail: Tail, stack: A
     boundary.add(invocation_service_pb2_grpc.add_InvocationServiceServicer_to_server, invocations)
     boundary.add(runs_service_pb2_grpc.add_RunServiceServicer_to_server, RunService(reader, tail, started.catalog))
     boundary.add(events_service_pb2_grpc.add_EventServiceServicer_to_server, EventService(publisher))
-    boundary.add(triggers_service_pb2_grpc.add_TriggerServiceServicer_to_server, triggers)
     _add_ledger(boundary, started)
+    boundary.add(triggers_service_pb2_grpc.add_TriggerServiceServicer_to_server, triggers)
     boundary.add(metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server, metrics)
     boundary.add(functions_service_pb2_grpc.add_FunctionServiceServicer_to_server, functions)
     boundary.add(projects_service_pb2_grpc.add_ProjectServiceServicer_to_server, ProjectService(started.projects))

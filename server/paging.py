@@ -38,7 +38,7 @@ class Page(Generic[T]):
     next_page_token: str  # empty on the last page
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Place:
     """Where a page ended. `order` is what the list is sorted by, `id` breaks ties."""
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from server import parts, process
 from server.dispatch.cron import Cron
+from server.dispatch.dispatcher import Dispatcher
 from server.events import stream
 from server.events.publisher import Publisher
 from server.invocations.async_worker import AsyncWorker
@@ -30,6 +31,7 @@ NEEDED: Final = ("worker_socket", *parts.NEEDED)
 TIDY_S: Final = 3600.0
 SWEEP_S: Final = 60.0
 TRIM_S: Final = 5.0
+SAMPLE_S: Final = 5.0
 
 
 def run_worker(settings: Settings) -> None:
@@ -44,8 +46,12 @@ def run_worker(settings: Settings) -> None:
         await _start_writing(started, stack)
         await _start_running(started, stack)
         triggers = TriggerCache(started.pool, started.changes)
+        dispatcher = _dispatcher(started, triggers)
         await started.listen()
         await triggers.start()
+        stack.push_async_callback(dispatcher.close)
+        await dispatcher.start()
+        parts.repeat(dispatcher.sample, SAMPLE_S, "counting deliveries", stack)
         await _start_cron(started, triggers, stack)
         parts.repeat(partial(stream.trim, started.bus, settings), TRIM_S, "removing events that are done", stack)
         parts.repeat(started.ledger_retention.sweep, SWEEP_S, "removing deliveries that are kept no more", stack)
@@ -75,6 +81,19 @@ async def _start_running(started: Parts, stack: AsyncExitStack) -> None:
     await work.start()
     parts.repeat(queue.sweep, SWEEP_S, "removing results of asynchronous runs", stack)
     parts.repeat(Idempotency(started.pool).sweep, SWEEP_S, "removing answers kept for idempotency keys", stack)
+
+
+def _dispatcher(started: Parts, triggers: TriggerCache) -> Dispatcher:
+    """Deliveries of events. Before `listen`, like the cache: both hear what other processes change."""
+    return Dispatcher(
+        bus=started.bus,
+        settings=started.settings,
+        pool=started.pool,
+        changes=started.changes,
+        triggers=triggers,
+        invoker=started.invoker(started.recorder),
+        metrics=started.metrics,
+    )
 
 
 async def _start_cron(started: Parts, triggers: TriggerCache, stack: AsyncExitStack) -> None:

@@ -1,55 +1,42 @@
-"""Messages of the stream that are no events, for operators: what came, and why it was put aside."""
+"""Messages of the stream that are no events: kept for operators, with the reason, so that they block nothing."""
 
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Sequence
 from typing import Final
-from uuid import UUID
 
-from psycopg.rows import class_row
+from server.dispatch.consumer import Message
+from server.fields import well_formed
+from server.log import logger
+from server.postgres.control import Connection
 
-from server.paging import Page, Place, at, request
-from server.postgres.control import Pool, transaction
+log = logger("dispatch")
 
-_COLUMNS: Final = "sequence, subject, reason, body, body_bytes, parked_at"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParkedMessage:
-    """`body` is its beginning, `body_bytes` the length of the whole."""
-
-    sequence: int
-    subject: str
-    reason: str
-    body: bytes
-    body_bytes: int
-    parked_at: datetime
-
-    @property
-    def text(self) -> str | None:
-        """The body when it is text, without a last character that was cut; else None."""
-        try:
-            return self.body.decode()
-        except UnicodeDecodeError as why:
-            cut = self.body_bytes > len(self.body) and why.reason == "unexpected end of data"
-            return self.body[: why.start].decode() if cut else None
+KEPT_BYTES: Final = 64 * 1024
+MAX_REASON_CHARS: Final = 1_000
 
 
-class ParkedMessages:
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-
-    async def list(self, page_size: int = 0, page_token: str = "") -> Page[ParkedMessage]:
-        """Newest first."""
-        asked = request("parked messages", page_size, page_token)
-        async with transaction(self._pool) as conn:
-            cursor = await conn.cursor(row_factory=class_row(ParkedMessage), binary=True).execute(
-                f"SELECT {_COLUMNS} FROM parked_messages WHERE (parked_at, sequence) < (%s, %s)"
-                " ORDER BY parked_at DESC, sequence DESC LIMIT %s".encode(),
-                [asked.after.moment, min(UUID(asked.after.id).int, 2**63 - 1), asked.size + 1],
+async def park(conn: Connection, strange: Sequence[tuple[Message, str]]) -> None:
+    """Store them, each with why it is no event."""
+    async with conn.pipeline():
+        for message, reason in strange:
+            await conn.execute(
+                "INSERT INTO parked_messages (sequence, subject, reason, body, body_bytes, parked_at)"
+                " VALUES (%s, %s, %s, %s, %s, clock_timestamp())",
+                [
+                    message.sequence,
+                    _storable(message.subject),
+                    _storable(reason[:MAX_REASON_CHARS]),
+                    message.body[:KEPT_BYTES],
+                    len(message.body),
+                ],
             )
-            found = await cursor.fetchall()
-        return asked.page(found, _place, weigh=lambda message: len(message.body))
+    first, why = strange[0]
+    log.warning(
+        "dispatch.parked",
+        f"{len(strange)} messages of the stream are no events and are parked; the first: {why}",
+        sequence=first.sequence,
+        parked=len(strange),
+    )
 
 
-def _place(message: ParkedMessage) -> Place:
-    return at(message.parked_at, str(UUID(int=message.sequence)))
+def _storable(text: str) -> str:
+    return well_formed(text).replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -12,7 +12,7 @@ from typing import Any, Final
 from psycopg.rows import dict_row
 
 from server.clock import Clock, SystemClock
-from server.dispatch.deliveries import read
+from server.dispatch.deliveries import before, read
 from server.dispatch.delivery import OUTCOMES, Delivery, State
 from server.errors import FailedPrecondition, InvalidArgument
 from server.events.types import parse_event_type
@@ -39,7 +39,7 @@ _SEEN: Final = """
 SELECT id, trigger_id, event_type, outcome, CASE WHEN %(reason)s <> '' THEN error END AS error, created_at
 FROM deliveries
 WHERE project_id = %(project_id)s AND state = 'dead' AND (created_at, id) > (%(after)s, %(after_id)s)
-  AND created_at >= %(since)s AND created_at < %(until)s {ids}
+  AND created_at < %(until)s {ids}
 ORDER BY created_at, id LIMIT %(batch)s
 """
 _AGAIN: Final = f"""
@@ -145,6 +145,8 @@ class Replayer:
         asked = request(f"dead letters of {project_id} {wanted}", 0, page_token, first=EARLIEST)
         deadline_s = self._clock.monotonic_s() + self._call_s
         until, after, count = wanted.until or self._clock.now(), asked.after, 0
+        if wanted.since is not None:
+            after = max(after, before(wanted.since))
         while True:
             last, replayed = await self._next(project_id, wanted, after, until)
             count += replayed
@@ -166,7 +168,6 @@ class Replayer:
                     "reason": wanted.reason,
                     "after": after.moment,
                     "after_id": after.id,
-                    "since": wanted.since or EARLIEST.moment,
                     "until": until,
                     "ids": list(wanted.ids),
                     "batch": self._batch,

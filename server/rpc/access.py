@@ -25,8 +25,8 @@ _FUNCTIONS: Final = "/atlas.functions.v1.FunctionService/"
 _INVOCATIONS: Final = "/atlas.functions.v1.InvocationService/"
 _RUNS: Final = "/atlas.runs.v1.RunService/"
 _EVENTS: Final = "/atlas.events.v1.EventService/"
-_TRIGGERS: Final = "/atlas.triggers.v1.TriggerService/"
 _DELIVERIES: Final = "/atlas.deliveries.v1.DeliveryService/"
+_TRIGGERS: Final = "/atlas.triggers.v1.TriggerService/"
 _PROJECTS: Final = "/atlas.projects.v1.ProjectService/"
 
 METHODS: Final[Mapping[str, Access]] = {
@@ -52,6 +52,14 @@ METHODS: Final[Mapping[str, Access]] = {
     _RUNS + "TailRunsHttp": Access.SERVICE,
     _EVENTS + "PublishEvents": Access.SERVICE,
     _EVENTS + "PublishEventsHttp": Access.SERVICE,
+    _DELIVERIES + "ListDeliveries": Access.SERVICE,
+    _DELIVERIES + "GetDelivery": Access.SERVICE,
+    _DELIVERIES + "GetDeliveryHttp": Access.SERVICE,
+    _DELIVERIES + "ReplayDelivery": Access.SERVICE,
+    _DELIVERIES + "ReplayDeliveries": Access.SERVICE,
+    _DELIVERIES + "ReplayDeliveriesHttp": Access.SERVICE,
+    _DELIVERIES + "CancelDelivery": Access.SERVICE,
+    "/atlas.deliveries.v1.ParkedMessageService/ListParkedMessages": Access.ADMIN,
     _TRIGGERS + "CreateTrigger": Access.SERVICE,
     _TRIGGERS + "CreateTriggerHttp": Access.SERVICE,
     _TRIGGERS + "ListTriggers": Access.SERVICE,
@@ -70,14 +78,6 @@ METHODS: Final[Mapping[str, Access]] = {
     _TRIGGERS + "PreviewScheduleHttp": Access.SERVICE,
     _TRIGGERS + "ExplainEvent": Access.SERVICE,
     _TRIGGERS + "ExplainEventHttp": Access.SERVICE,
-    _DELIVERIES + "ListDeliveries": Access.SERVICE,
-    _DELIVERIES + "GetDelivery": Access.SERVICE,
-    _DELIVERIES + "GetDeliveryHttp": Access.SERVICE,
-    _DELIVERIES + "ReplayDelivery": Access.SERVICE,
-    _DELIVERIES + "ReplayDeliveries": Access.SERVICE,
-    _DELIVERIES + "ReplayDeliveriesHttp": Access.SERVICE,
-    _DELIVERIES + "CancelDelivery": Access.SERVICE,
-    "/atlas.deliveries.v1.ParkedMessageService/ListParkedMessages": Access.ADMIN,
     _PROJECTS + "CreateProject": Access.ADMIN,
     _PROJECTS + "GetProject": Access.ADMIN,
     _PROJECTS + "ListProjects": Access.ADMIN,

@@ -4,7 +4,7 @@ import base64
 
 from atlas.deliveries.v1 import parked_messages_service_pb2 as pb
 from atlas.deliveries.v1 import parked_messages_service_pb2_grpc
-from server.dispatch.parked import ParkedMessage, ParkedMessages
+from server.dispatch.parked_messages import ParkedMessage, ParkedMessages
 from server.rpc.boundary import Context
 from server.rpc.values import timestamp
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from server.dispatch.deliveries import Filter, where
 from server.dispatch.delivery import OUTCOMES, STATES
-from server.dispatch.parked import ParkedMessage
+from server.dispatch.parked_messages import ParkedMessage
 from server.dispatch.replay import DeadLetters
 from server.errors import InvalidArgument
 from server.paging import EARLIEST, Place, Request, request

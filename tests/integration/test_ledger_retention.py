@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from server.dispatch.parked import ParkedMessage, ParkedMessages
+from server.dispatch.parked_messages import ParkedMessage, ParkedMessages
 from server.dispatch.retention import MARGIN, PARKED_KEEP, LedgerRetention
 from server.errors import InvalidArgument
 from server.postgres.control import Pool

@@ -17,7 +17,7 @@ from atlas.deliveries.v1 import deliveries_service_pb2 as pb
 from atlas.deliveries.v1 import parked_messages_service_pb2 as parked_pb
 from server.dispatch.cancel import Canceller
 from server.dispatch.deliveries import Deliveries
-from server.dispatch.parked import ParkedMessages
+from server.dispatch.parked_messages import ParkedMessages
 from server.dispatch.replay import Replayer
 from server.postgres.changes import Changes
 from server.postgres.control import Pool, transaction

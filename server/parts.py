@@ -50,6 +50,7 @@ from server.telemetry.metrics import Metrics
 from server.telemetry.numbers import Numbers
 from server.telemetry.tracers import tracer
 from server.telemetry.tracing import Tracer
+from server.workflows.retention import WorkflowRetention
 
 log = logger("parts")
 
@@ -97,6 +98,8 @@ class Parts:
     peers: Peers
     retention: Retention
     ledger_retention: LedgerRetention
+    workflow_retention: WorkflowRetention
+    fetcher: Fetcher
     hosts: HostApi
     projects: Projects
     keyring: Keyring
@@ -167,11 +170,13 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
         events_keep_hours=settings.events_keep_hours,
         dead_letters_keep_days=settings.dead_letters_keep_days,
     )
+    workflow_retention = WorkflowRetention(pool, keep_hours=settings.runs_keep_hours)
     removals = (
         keyvalue.clear,
         artifacts.remove_project,
         retention.remove_project,
         ledger_retention.remove_project,
+        workflow_retention.remove_project,
     )
     projects = Projects(pool, changes, tenants, removals=removals)
     stack.push_async_callback(changes.close)
@@ -201,6 +206,8 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
         peers=peers,
         retention=retention,
         ledger_retention=ledger_retention,
+        workflow_retention=workflow_retention,
+        fetcher=fetcher,
         hosts=hosts,
         projects=projects,
         keyring=keyring,

@@ -23,6 +23,16 @@ from server.process import Stopping
 from server.runs.writer import Writer
 from server.settings import Settings
 from server.triggers.cache import TriggerCache
+from server.workflows.nodes.condition import ConditionNode
+from server.workflows.nodes.delay import DelayNode
+from server.workflows.nodes.event import EventNode
+from server.workflows.nodes.function import FunctionNode
+from server.workflows.nodes.http import HttpNode
+from server.workflows.nodes.kv import KeyValueNode
+from server.workflows.nodes.step import NodeType
+from server.workflows.runs import Workflows
+from server.workflows.targets import Targets
+from server.workflows.worker import StepWorker
 
 log = logger("worker")
 
@@ -45,6 +55,7 @@ def run_worker(settings: Settings) -> None:
         started = await parts.start(settings, stack, "worker")
         await _start_writing(started, stack)
         await _start_running(started, stack)
+        await _start_workflows(started, stack)
         triggers = TriggerCache(started.pool, started.changes)
         dispatcher = _dispatcher(started, triggers)
         await started.listen()
@@ -93,6 +104,7 @@ def _dispatcher(started: Parts, triggers: TriggerCache) -> Dispatcher:
         triggers=triggers,
         invoker=started.invoker(started.recorder),
         metrics=started.metrics,
+        workflows=Workflows(started.pool, started.bus, metrics=started.metrics),
     )
 
 
@@ -104,6 +116,24 @@ async def _start_cron(started: Parts, triggers: TriggerCache, stack: AsyncExitSt
     stack.push_async_callback(cron.close)
     await cron.start()
     parts.repeat(cron.sweep, SWEEP_S, "forgetting ticks that have ended", stack)
+
+
+async def _start_workflows(started: Parts, stack: AsyncExitStack) -> None:
+    """Steps of workflows, of any run."""
+    publisher = Publisher(started.bus, started.settings)
+    await publisher.start()
+    types: dict[str, NodeType] = {
+        "function": FunctionNode(started.invoker(started.recorder), Targets(started.pool)),
+        "http": HttpNode(started.fetcher),
+        "condition": ConditionNode(),
+        "delay": DelayNode(),
+        "event": EventNode(publisher),
+        "kv": KeyValueNode(started.keyvalue),
+    }
+    work = StepWorker(started.pool, started.bus, types, metrics=started.metrics)
+    stack.push_async_callback(work.close)
+    await work.start()
+    parts.repeat(started.workflow_retention.sweep, SWEEP_S, "removing old workflow runs", stack)
 
 
 async def _say_ready(settings: Settings, stack: AsyncExitStack) -> None:

@@ -27,6 +27,7 @@ _RUNS: Final = "/atlas.runs.v1.RunService/"
 _EVENTS: Final = "/atlas.events.v1.EventService/"
 _DELIVERIES: Final = "/atlas.deliveries.v1.DeliveryService/"
 _TRIGGERS: Final = "/atlas.triggers.v1.TriggerService/"
+_WORKFLOWS: Final = "/atlas.workflows.v1.WorkflowService/"
 _PROJECTS: Final = "/atlas.projects.v1.ProjectService/"
 
 METHODS: Final[Mapping[str, Access]] = {
@@ -78,6 +79,26 @@ METHODS: Final[Mapping[str, Access]] = {
     _TRIGGERS + "PreviewScheduleHttp": Access.SERVICE,
     _TRIGGERS + "ExplainEvent": Access.SERVICE,
     _TRIGGERS + "ExplainEventHttp": Access.SERVICE,
+    _WORKFLOWS + "CreateWorkflow": Access.SERVICE,
+    _WORKFLOWS + "CreateWorkflowHttp": Access.SERVICE,
+    _WORKFLOWS + "ListWorkflows": Access.SERVICE,
+    _WORKFLOWS + "GetWorkflow": Access.SERVICE,
+    _WORKFLOWS + "GetWorkflowHttp": Access.SERVICE,
+    _WORKFLOWS + "UpdateWorkflow": Access.SERVICE,
+    _WORKFLOWS + "UpdateWorkflowHttp": Access.SERVICE,
+    _WORKFLOWS + "DeleteWorkflow": Access.SERVICE,
+    _WORKFLOWS + "ValidateWorkflow": Access.SERVICE,
+    _WORKFLOWS + "ValidateWorkflowHttp": Access.SERVICE,
+    _WORKFLOWS + "RunWorkflow": Access.SERVICE,
+    _WORKFLOWS + "RunWorkflowHttp": Access.SERVICE,
+    _WORKFLOWS + "ListWorkflowRuns": Access.SERVICE,
+    _WORKFLOWS + "GetWorkflowRun": Access.SERVICE,
+    _WORKFLOWS + "GetWorkflowRunHttp": Access.SERVICE,
+    _WORKFLOWS + "GetWorkflowStep": Access.SERVICE,
+    _WORKFLOWS + "GetWorkflowStepHttp": Access.SERVICE,
+    _WORKFLOWS + "CancelWorkflowRun": Access.SERVICE,
+    _WORKFLOWS + "WatchWorkflowRun": Access.SERVICE,
+    _WORKFLOWS + "WatchWorkflowRunHttp": Access.SERVICE,
     _PROJECTS + "CreateProject": Access.ADMIN,
     _PROJECTS + "GetProject": Access.ADMIN,
     _PROJECTS + "ListProjects": Access.ADMIN,

@@ -12,11 +12,15 @@ from server.telemetry.metrics import FAMILIES, RUN_S, WAIT_S
 from server.tiers import MIB, TABLE
 
 FOR_GRPC_CLIENTS = (
-    "InvocationService/Invoke",
-    "RunService/TailRuns",
-    "EventService/PublishEvents",
-    "DeliveryService/GetDelivery",
-    "DeliveryService/ReplayDeliveries",
+    *("InvocationService/Invoke", "RunService/TailRuns", "EventService/PublishEvents"),
+    *("DeliveryService/GetDelivery", "DeliveryService/ReplayDeliveries"),
+    *(
+        f"WorkflowService/{name}"
+        for name in (
+            *("CreateWorkflow", "GetWorkflow", "UpdateWorkflow", "ValidateWorkflow", "RunWorkflow"),
+            *("GetWorkflowRun", "GetWorkflowStep", "WatchWorkflowRun"),
+        )
+    ),
 )
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""The command line's view of events, triggers and deliveries: a small API of gRPC that remembers what it was asked."""
+"""What the command line asks of events, triggers, deliveries and workflows: a small API that remembers it."""
 
 import json
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from google.protobuf import empty_pb2
 from atlas.deliveries.v1 import deliveries_pb2, deliveries_service_pb2, deliveries_service_pb2_grpc
 from atlas.events.v1 import events_service_pb2_grpc
 from atlas.triggers.v1 import triggers_pb2, triggers_service_pb2, triggers_service_pb2_grpc
+from atlas.workflows.v1 import workflows_pb2, workflows_service_pb2, workflows_service_pb2_grpc
 from server.errors import NotFound
 from tests.fix_cli import KEY, PROJECT_ID, Atlas, FakeApi, serving
 
@@ -36,6 +37,7 @@ class FakeEventApi(
     events_service_pb2_grpc.EventServiceServicer,
     triggers_service_pb2_grpc.TriggerServiceServicer,
     deliveries_service_pb2_grpc.DeliveryServiceServicer,
+    workflows_service_pb2_grpc.WorkflowServiceServicer,
 ):
     """Keeps triggers as REST shows them, by id; `bodies` are those of the requests so far, as they were sent."""
 
@@ -45,6 +47,8 @@ class FakeEventApi(
         self.triggers: dict[str, dict[str, Any]] = {}
         self.deliveries: list[deliveries_pb2.Delivery] = []
         self.duplicate = False
+        self.workflows: dict[str, workflows_pb2.Workflow] = {}
+        self.workflow_runs: list[workflows_pb2.WorkflowRun] = []
         self.explained = triggers_service_pb2.ExplainEventResponse()
 
     @property
@@ -56,6 +60,11 @@ class FakeEventApi(
         trigger_id = TRIGGER_ID[:-1] + str(len(self.triggers))
         self.triggers[trigger_id] = {"id": trigger_id, **DEFAULTS, **members}
         return trigger_id
+
+    def add_workflow(self, name: str) -> str:
+        workflow_id = TRIGGER_ID[:-2] + f"a{len(self.workflows)}"
+        self.workflows[workflow_id] = workflows_pb2.Workflow(id=workflow_id, name=name, version=1)
+        return workflow_id
 
     def PublishEventsHttp(self, request: Any, context: grpc.ServicerContext) -> httpbody_pb2.HttpBody:
         body = self._body(request, context)
@@ -139,6 +148,68 @@ class FakeEventApi(
         found.state = "cancelled"
         return found
 
+    def ListWorkflows(self, request: Any, context: grpc.ServicerContext) -> Any:
+        """One a page."""
+        self._see(request, context)
+        found = list(self.workflows.values())
+        at = int(request.page_token or 0)
+        token = str(at + 1) if at + 1 < len(found) else ""
+        return workflows_service_pb2.ListWorkflowsResponse(workflows=found[at : at + 1], next_page_token=token)
+
+    def CreateWorkflowHttp(self, request: Any, context: grpc.ServicerContext) -> httpbody_pb2.HttpBody:
+        return self._workflow(self.add_workflow(self._body(request, context)["name"]))
+
+    def UpdateWorkflowHttp(self, request: Any, context: grpc.ServicerContext) -> httpbody_pb2.HttpBody:
+        self._body(request, context)
+        self.workflows[request.workflow_id].version += 1
+        return self._workflow(request.workflow_id)
+
+    def GetWorkflowHttp(self, request: Any, context: grpc.ServicerContext) -> httpbody_pb2.HttpBody:
+        self._see(request, context)
+        return self._workflow(request.workflow_id)
+
+    def DeleteWorkflow(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self._see(request, context)
+        del self.workflows[request.workflow_id]
+        return workflows_service_pb2.DeleteWorkflowResponse()
+
+    def ValidateWorkflowHttp(self, request: Any, context: grpc.ServicerContext) -> Any:
+        nodes = self._body(request, context)["definition"]["nodes"]
+        return workflows_service_pb2.ValidateWorkflowResponse(nodes=len(nodes), edges=0)
+
+    def RunWorkflowHttp(self, request: Any, context: grpc.ServicerContext) -> workflows_pb2.WorkflowRun:
+        self._body(request, context)
+        return workflows_pb2.WorkflowRun(id="r1", workflow_id=request.workflow_id, state="running")
+
+    def ListWorkflowRuns(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self._see(request, context)
+        return workflows_service_pb2.ListWorkflowRunsResponse(runs=self.workflow_runs)
+
+    def GetWorkflowRun(self, request: Any, context: grpc.ServicerContext) -> workflows_pb2.WorkflowRun:
+        self._see(request, context)
+        return self.workflow_runs[-1]
+
+    def GetWorkflowRunHttp(self, request: Any, context: grpc.ServicerContext) -> httpbody_pb2.HttpBody:
+        self._see(request, context)
+        return _json({"id": request.run_id})
+
+    def GetWorkflowStepHttp(self, request: Any, context: grpc.ServicerContext) -> httpbody_pb2.HttpBody:
+        self._see(request, context)
+        return _json({"node_id": request.node_id, "output": [1]})
+
+    def CancelWorkflowRun(self, request: Any, context: grpc.ServicerContext) -> workflows_pb2.WorkflowRun:
+        self._see(request, context)
+        return workflows_pb2.WorkflowRun(id=request.run_id, state="cancelled")
+
+    def WatchWorkflowRun(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        self._see(request, context)
+        for run in self.workflow_runs:
+            yield workflows_service_pb2.WatchWorkflowRunResponse(run=run)
+
+    def _workflow(self, workflow_id: str) -> httpbody_pb2.HttpBody:
+        found = self.workflows[workflow_id]
+        return _json({"id": found.id, "name": found.name, "version": found.version})
+
     def _body(self, request: Any, context: grpc.ServicerContext) -> Any:
         self._see(request, context)
         assert request.body.content_type == "application/json"
@@ -154,6 +225,8 @@ class FakeEventApi(
         return next(item for item in self.deliveries if item.id == request.delivery_id)
 
     PublishEvents = CreateTrigger = ListTriggers = GetTrigger = UpdateTrigger = FakeApi._unasked
+    CreateWorkflow = GetWorkflow = UpdateWorkflow = ValidateWorkflow = RunWorkflow = FakeApi._unasked
+    GetWorkflowStep = WatchWorkflowRunHttp = FakeApi._unasked
     PauseTrigger = ResumeTrigger = PreviewSchedule = ExplainEvent = ReplayDeliveriesHttp = FakeApi._unasked
 
 
@@ -176,6 +249,7 @@ def event_api() -> Iterator[FakeEventApi]:
         events_service_pb2_grpc.add_EventServiceServicer_to_server,
         triggers_service_pb2_grpc.add_TriggerServiceServicer_to_server,
         deliveries_service_pb2_grpc.add_DeliveryServiceServicer_to_server,
+        workflows_service_pb2_grpc.add_WorkflowServiceServicer_to_server,
     ):
         yield fake
 

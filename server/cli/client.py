@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, TypeVar
+from uuid import UUID
 
 import grpc
 from google.api.httpbody_pb2 import HttpBody
@@ -17,6 +18,9 @@ from atlas.functions.v1.functions_service_pb2_grpc import FunctionServiceStub
 from atlas.functions.v1.invocation_service_pb2_grpc import InvocationServiceStub
 from atlas.runs.v1.runs_service_pb2_grpc import RunServiceStub
 from atlas.triggers.v1.triggers_service_pb2_grpc import TriggerServiceStub
+from atlas.workflows.v1 import workflows_pb2 as workflows
+from atlas.workflows.v1.workflows_service_pb2 import ListWorkflowsRequest
+from atlas.workflows.v1.workflows_service_pb2_grpc import WorkflowServiceStub
 from server.cli.problems import REFUSED, USAGE, Problem, problem_of
 from server.cli.target import Target
 
@@ -63,6 +67,7 @@ class Client:
         self.events = EventServiceStub(self._channel)
         self.triggers = TriggerServiceStub(self._channel)
         self.deliveries = DeliveryServiceStub(self._channel)
+        self.workflows = WorkflowServiceStub(self._channel)
 
     def close(self) -> None:
         self._channel.close()
@@ -149,9 +154,38 @@ class Client:
             f'The project has no {what} "{slug}"', REFUSED, hint="see `atlas functions`", reason="FUNCTION_NOT_FOUND"
         )
 
+    def every_workflow(self) -> Iterator[workflows.Workflow]:
+        """Newest first, without their definitions, page by page as they are asked for."""
+        request = ListWorkflowsRequest(project_id=self.project_id, page_size=200)
+        while True:
+            page = self.call(self.workflows.ListWorkflows, request)
+            yield from page.workflows
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return
+
+    def workflow_id(self, given: str) -> str:
+        """Of an id, itself; of a name, the id of the one workflow that has it. Raises Problem when not one has."""
+        if _is_uuid(given):
+            return given
+        found = [item.id for item in self.every_workflow() if item.name == given]
+        if len(found) == 1:
+            return found[0]
+        told = f"{len(found)} workflows" if found else "no workflow"
+        raise Problem(
+            f'The project has {told} "{given}"', REFUSED, hint="see `atlas workflows`", reason="WORKFLOW_NOT_FOUND"
+        )
+
 
 _WHERE: Final = "give {} or {}, or run it where `.atlas/env` of a running stack is in the folder or one above"
 
 
 def json_body(text: str) -> HttpBody:
     return HttpBody(content_type="application/json", data=text.encode())
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text.lower()
+    except ValueError:
+        return False

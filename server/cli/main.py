@@ -20,6 +20,7 @@ from server.cli.commands.runs import cancel, run, runs
 from server.cli.commands.secrets import secrets
 from server.cli.commands.triggers import triggers
 from server.cli.commands.versions import download, rollback, versions
+from server.cli.commands.workflows import workflows
 from server.cli.problems import USAGE, Problem
 from server.cli.session import Session
 
@@ -57,7 +58,7 @@ def atlas() -> None:
 for command in (
     *(init, deploy, build, invoke, result, logs, runs, run, cancel),
     *(functions, versions, rollback, download, secrets, environment),
-    *(events, triggers, deliveries),
+    *(events, triggers, deliveries, workflows),
 ):
     atlas.add_command(command)
 

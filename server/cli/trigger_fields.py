@@ -25,7 +25,7 @@ _OPTIONS: Final = (
     click.option("--on", "event_type", metavar="TYPE", help="The events, such as order.paid or cdc.INSERT.orders."),
     *_SCHEDULE,
     click.option("--function", "slug", metavar="SLUG", help="What answers them: this function."),
-    click.option("--workflow", "workflow_id", metavar="ID", help="What answers them: this workflow."),
+    click.option("--workflow", metavar="ID|NAME", help="What answers them: this workflow."),
     click.option(
         "--when",
         "conditions",
@@ -62,12 +62,12 @@ def body_of(client: Client, given: Mapping[str, Any], present: Callable[[], Mapp
     """
     file = given["file"]
     body = {} if file is None else json_object(file if file == "-" else f"@{file}", "--file")
-    if given["slug"] is not None and given["workflow_id"] is not None:
+    if given["slug"] is not None and given["workflow"] is not None:
         raise click.UsageError("A trigger has one target: give --function or --workflow")
     if given["slug"] is not None:
         body |= {"target_type": "function", "function_id": client.function(given["slug"]).id}
-    if given["workflow_id"] is not None:
-        body |= {"target_type": "workflow", "workflow_id": given["workflow_id"]}
+    if given["workflow"] is not None:
+        body |= {"target_type": "workflow", "workflow_id": client.workflow_id(given["workflow"])}
     if given["conditions"]:
         body["conditions"] = [_condition(*words) for words in given["conditions"]]
     if given["order_key"] is not None:

@@ -78,13 +78,14 @@ def test_a_trigger_is_made_of_options(event_api: FakeEventApi, to_event_api: Atl
 
 
 def test_a_schedule_makes_a_cron_trigger(event_api: FakeEventApi, to_event_api: Atlas) -> None:
+    workflow_id = event_api.add_workflow("nightly")
     schedule = ("--schedule", "0 6 * * *", "--timezone", "Europe/Berlin", "--catch-up", "60", "--overlap", "skip")
-    made = to_event_api("triggers", "create", *schedule, "--workflow", "w1", "--disabled", "--json").json
+    made = to_event_api("triggers", "create", *schedule, "--workflow", "nightly", "--disabled", "--json").json
     assert event_api.body == {
         "event_type": "cron",
         "config": {"schedule": "0 6 * * *", "timezone": "Europe/Berlin", "catch_up_s": 60, "overlap": "skip"},
         "target_type": "workflow",
-        "workflow_id": "w1",
+        "workflow_id": workflow_id,
         "enabled": False,
     }
     assert made["enabled"] is False

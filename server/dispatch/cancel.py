@@ -11,7 +11,8 @@ from psycopg.types.json import Json
 
 from engines.contract import Outcome
 from server.dispatch.deliveries import read
-from server.dispatch.delivery import LOST, Delivery
+from server.dispatch.delivery import Delivery
+from server.dispatch.ledger import LOST
 from server.dispatch.replay import TOPIC
 from server.errors import FailedPrecondition, Unavailable
 from server.fields import parse_id

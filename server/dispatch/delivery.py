@@ -1,12 +1,10 @@
 """A delivery as the ledger has it: one pair of event and trigger, and every attempt at it.
 
-queued ──▶ running ──▶ done                    finished for good: it never runs again
-   ▲  ╲       │  ╰───▶ dead                    a dead letter: it failed and is not tried again by itself
-   │   held ◀─┤                                its trigger is paused
-   ╰──────────╯                                another attempt, later
-queued, held, running ──▶ cancelled            by somebody, or with its trigger
-skipped                                        it never was to run
-dead, cancelled, skipped ──replay──▶ queued
+held ◀──▶ queued ──▶ running ──▶ done        it never runs again
+             ▲           ├─────▶ dead        it failed, and is not tried again by itself
+             ├───────────┴─────▶ cancelled   by a caller or with its trigger; also out of queued and held
+             │                   skipped     it was not to run
+             └──replay── dead, cancelled, skipped
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,13 +13,11 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal, get_args
 
 from engines.contract import Outcome
+from server.dispatch.ledger import LOST
 from server.runs.record import RunRecord
 
 State = Literal["queued", "running", "held", "done", "dead", "skipped", "cancelled"]
 STATES: Final = get_args(State)
-
-LOST: Final = "lost"
-"""Outcome of an attempt whose process died."""
 
 OUTCOMES: Final = (*(outcome.value for outcome in Outcome), LOST, "missed", "overlapped")
 """Of attempts that ended, and of ticks of a schedule that were skipped."""

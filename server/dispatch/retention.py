@@ -34,6 +34,9 @@ RETURNING project_id, event_id
 """
 _OVER: Final = _FORGET.format(which="state IN ('done', 'skipped', 'cancelled')")
 _DEAD: Final = _FORGET.format(which="state = 'dead'")
+_OF_PROJECT: Final = """
+DELETE FROM {table} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {table} WHERE project_id = %s LIMIT %s))
+"""
 _WITHOUT_DELIVERY: Final = """
 DELETE FROM delivered_events e USING unnest(%s::uuid[], %s::text[]) AS freed (project_id, event_id)
 WHERE e.project_id = freed.project_id AND e.event_id = freed.event_id AND NOT EXISTS (
@@ -73,11 +76,9 @@ class LedgerRetention:
     async def sweep(self) -> int:
         """Delete what is due; the number of deliveries and parked messages. Safe beside any other sweep."""
         now = self._clock.now()
-        swept = await self._repeated(lambda: self._forget(_OVER, [now - self._keep, self._batch]))
-        swept += await self._repeated(lambda: self._forget(_DEAD, [now - self._keep_dead, self._batch]))
-        swept += await self._repeated(
-            lambda: self._delete(_PARKED, [now - PARKED_KEEP, self._parked_most, self._batch])
-        )
+        swept = await self._repeated(self._forget, _OVER, now - self._keep)
+        swept += await self._repeated(self._forget, _DEAD, now - self._keep_dead)
+        swept += await self._repeated(self._delete, _PARKED, now - PARKED_KEEP, self._parked_most)
         await self._look_for_events()
         if swept:
             log.info("ledger.swept", f"{swept} old deliveries and parked messages were deleted", deleted=swept)
@@ -86,16 +87,15 @@ class LedgerRetention:
     async def remove_project(self, project_id: str) -> None:
         """Delete all deliveries and their events of a project that is deleted. Idempotent."""
         for table in ("deliveries", "delivered_events"):
-            query = (
-                f"DELETE FROM {table} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {table} WHERE project_id = %s LIMIT %s))"
-            )
-            await self._repeated(lambda query=query: self._delete(query, [project_id, self._batch]))  # type: ignore[misc]
+            await self._repeated(self._delete, _OF_PROJECT.format(table=table), project_id)
 
-    async def _repeated(self, delete: Callable[[], Awaitable[int]]) -> int:
-        """Batch after batch, while there are full ones; how many rows."""
+    async def _repeated(
+        self, delete: Callable[[str, Sequence[object]], Awaitable[int]], query: str, *values: object
+    ) -> int:
+        """Batch after batch, while there are full ones; how many rows. The last value of the query is its size."""
         total = 0
         while True:
-            deleted = await delete()
+            deleted = await delete(query, [*values, self._batch])
             total += deleted
             if deleted < self._batch:
                 return total

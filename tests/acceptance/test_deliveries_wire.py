@@ -14,11 +14,13 @@ from atlas.deliveries.v1 import deliveries_service_pb2 as pb
 from atlas.deliveries.v1.deliveries_service_pb2_grpc import DeliveryServiceStub
 from server.postgres.control import Connection
 from server.stack import bootstrap, postgres
-from tests.fix_clients import Rest
+from tests.fix_clients import Rest, eventually
 from tests.fix_ledger import EVENT_BODY, insert_delivery
 from tests.fix_up import Stack
 
 SOURCE = "export default () => 1"
+FAILS = "export default () => { throw new TypeError('no such order') }"
+SLOW = "export default () => new Promise((done) => setTimeout(done, 14000))"
 
 
 @pytest.fixture
@@ -34,18 +36,33 @@ def project(new_project: Callable[..., Rest]) -> Rest:
 
 
 @pytest.fixture
-async def trigger_id(database: Connection, project: Rest) -> str:
+def trigger_id(project: Rest) -> str:
     """Paused, so that what is replayed does not run."""
-    function_id = project.deployed(SOURCE, slug="one")
-    cursor = await database.execute(
-        "WITH made AS (INSERT INTO triggers (project_id, event_type, target_type, function_id, paused)"
-        " VALUES (%s, 'order.paid', 'function', %s, true) RETURNING id, project_id)"
-        " SELECT id::text, pg_notify('atlas_changes', 'trigger:' || project_id || '/' || id) FROM made",
-        [project.project_id, function_id],
-    )
-    row = await cursor.fetchone()
-    assert row
-    return str(row[0])
+    made = add_trigger(project, project.deployed(SOURCE, slug="one"))
+    assert project.manage("POST", f"/triggers/{made}:pause", json={}).status_code == 200
+    return made
+
+
+def add_trigger(project: Rest, function_id: str, **fields: object) -> str:
+    trigger = {"event_type": "order.paid", "target_type": "function", "function_id": function_id, **fields}
+    answer = project.manage("POST", "/triggers", json=trigger)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["id"])
+
+
+def publish(project: Rest, data: str) -> None:
+    body = b'{"type": "order.paid", "data": ' + data.encode() + b"}"
+    assert project.manage("POST", "/events", content=body).status_code == 200
+
+
+def only(project: Rest, **wanted: object) -> dict[str, Any]:
+    """The only delivery, whole, once it is so."""
+
+    def ask() -> Any:
+        listing = project.manage("GET", "/deliveries", params=wanted).json()["deliveries"]
+        return listing and project.manage("GET", f"/deliveries/{listing[0]['id']}").json()
+
+    return dict(eventually(ask))
 
 
 def reason(answer: httpx.Response) -> tuple[int, str]:
@@ -115,6 +132,44 @@ async def test_one_is_replayed_and_cancelled(database: Connection, project: Rest
     assert reason(project.manage("POST", f"/deliveries/{done}:replay", json={})) == (400, "DELIVERY_DONE")
     assert reason(project.manage("POST", f"/deliveries/{uuid.uuid4()}:replay", json={})) == (404, "DELIVERY_NOT_FOUND")
     assert project.manage("POST", "/deliveries/x:replay", json={}).status_code == 400
+
+
+def test_what_failed_is_run_again_once_its_function_is_mended(project: Rest) -> None:
+    function_id = project.deployed(FAILS, slug="mended")
+    trigger = add_trigger(project, function_id, retry={"attempts": 2, "backoff_ms": 10})
+    publish(project, '{"z": 12345678901234567890123, "a": 1.10}')
+    dead = only(project, state="dead")
+    assert (dead["trigger_id"], dead["attempts"], dead["outcome"]) == (trigger, 2, "exception")
+    assert [item["number"] for item in dead["history"]] == [1, 2]
+    for attempt in dead["history"]:
+        assert (attempt["outcome"], attempt["error"]["reason"]) == ("exception", "FUNCTION_EXCEPTION")
+        run = project.record(attempt["run_id"])
+        assert (run["trigger"], run["error"]["message"]) == (trigger, dead["error"]["message"])
+        assert "no such order" in run["error"]["message"]
+    raw = project.manage("GET", f"/deliveries/{dead['id']}").content
+    assert b'{"z": 12345678901234567890123, "a": 1.10}' in raw
+
+    assert project.deployed(SOURCE, slug="mended") == function_id
+    assert project.manage("POST", "/deliveries:replay", json={"reason": "FUNCTION_EXCEPTION"}).json()["replayed"] == 1
+    done = only(project, state="done")
+    assert (done["id"], done["replays"], done["attempts"], done["outcome"]) == (dead["id"], 1, 1, "ok")
+    assert [item["outcome"] for item in done["history"]] == ["exception", "exception", "ok"]
+    assert "error" not in done
+    assert reason(project.manage("POST", f"/deliveries/{done['id']}:replay", json={})) == (400, "DELIVERY_DONE")
+
+
+def test_one_that_runs_is_ended(new_project: Callable[..., Rest]) -> None:
+    project = new_project(tier="pro")
+    add_trigger(project, project.deployed(SLOW, slug="slow"))
+    publish(project, "1")
+    running = only(project, state="running")
+    (attempt,) = running["history"]
+    assert (attempt["number"], attempt["outcome"], "ended_at" in attempt) == (1, "", False)
+    eventually(lambda: project.runs(state="running"))
+    ended = project.manage("POST", f"/deliveries/{running['id']}:cancel", json={}).json()
+    assert (ended["state"], ended["outcome"]) == ("cancelled", "cancelled"), ended
+    assert [item["outcome"] for item in ended["history"]] == ["cancelled"]
+    assert project.record(attempt["run_id"])["outcome"] == "cancelled"
 
 
 async def test_many_are_replayed(database: Connection, project: Rest, trigger_id: str) -> None:

@@ -136,6 +136,24 @@ class TestRest:
     def test_a_body_that_is_too_large(self, triggers: Triggers) -> None:
         assert error(triggers.call("POST", body=b" " * 200_000))[:2] == (400, "REQUEST_TOO_LARGE")
 
+    @pytest.mark.parametrize(
+        "odd", [rb'"\ud800": 1', rb'"order_key": "\ud800"', rb'"order_key": "\u0000"', rb'"target_type": "\udfff"']
+    )
+    def test_text_that_utf_8_cannot_hold_is_refused(self, triggers: Triggers, odd: bytes) -> None:
+        given = {name: value for name, value in triggers.order.items() if name.encode() not in odd}
+        body = orjson.dumps(given)[:-1] + b", " + odd + b"}"
+        assert error(triggers.call("POST", body=body))[:2] == (400, "INVALID_FIELD")
+
+    def test_conditions_may_hold_any_json_text(self, triggers: Triggers) -> None:
+        conditions = rb'[{"field": "a\ud800", "op": "neq", "value": "\u0000\udfff"}]'
+        body = orjson.dumps(triggers.order)[:-1] + b', "conditions": ' + conditions + b"}"
+        made = triggers.call("POST", body=body)
+        assert made.status_code == 200, made.text
+        assert conditions in made.content
+        sample = rb'{"event": {"type": "cdc.INSERT.orders", "data": {"a\ud800": "\udfff"}}}'
+        (explained,) = triggers.call("POST", ":explain", sample).json()["triggers"]
+        assert explained["verdict"] == "fires"
+
     def test_what_curl_sends_without_a_content_type_is_understood(self, triggers: Triggers) -> None:
         form = {"content-type": "application/x-www-form-urlencoded"}
         assert triggers.call("POST", body=triggers.order, headers=form).status_code == 200
@@ -149,8 +167,10 @@ class TestRest:
         made, mine = triggers.create(), Triggers(new_project())
         path = f"/{made['id']}"
         for method, suffix in (("GET", ""), ("PATCH", ""), ("DELETE", ""), ("POST", ":pause"), ("GET", ":preview")):
-            body = {} if method in ("PATCH", "POST") else None
-            assert error(mine.call(method, path + suffix, body))[:2] == (404, "TRIGGER_NOT_FOUND")
+            assert error(mine.call(method, path + suffix, b"{}" if method in ("PATCH", "POST") else None))[:2] == (
+                404,
+                "TRIGGER_NOT_FOUND",
+            )
         stolen = {"function_id": triggers.function_id}
         assert error(mine.call("POST", body=mine.order | stolen)) == (400, "TARGET_NOT_FOUND", "function_id")
         own = mine.create()
@@ -165,7 +185,7 @@ class TestRest:
 
     def test_the_next_runs(self, triggers: Triggers) -> None:
         config = {"schedule": "30 2 * * *", "timezone": "Europe/Berlin"}
-        body = {"config": config, "count": 2, "after": "2026-03-28T12:00:00Z"}
+        body: dict[str, Any] = {"config": config, "count": 2, "after": "2026-03-28T12:00:00Z"}
         answer = triggers.call("POST", ":preview", body)
         assert answer.json() == {
             "timezone": "Europe/Berlin",

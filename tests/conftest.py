@@ -19,4 +19,5 @@ pytest_plugins = [
     "tests.fix_dispatch",
     "tests.fix_up",
     "tests.fix_v8_child",
+    "tests.fix_workflows",
 ]

@@ -1,7 +1,8 @@
 """Steps on their way to a worker; every function works inside the caller's transaction.
 
     pending ──▶ ready ──send──▶ queued ──claim──▶ running ──▶ succeeded · failed · skipped · cancelled
-                  ▲                                │ │                  (`server.workflows.transitions`)
+                  ▲           ▲ │                  │ │                  (`server.workflows.transitions`)
+                  │           └─┘ not claimed: again │
                   ├──── give_back, lease over ─────┘ └─wait─▶ waiting
                   └──────────────────── due ◀──────────────────┘
 
@@ -81,25 +82,27 @@ WITH due AS (
   WHERE state IN ('queued', 'running', 'waiting') AND due_at <= now()
   ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED
 )
-UPDATE workflow_steps s SET state = 'ready', lease = NULL,
+UPDATE workflow_steps s SET lease = NULL,
+  state = CASE due.state WHEN 'queued' THEN 'queued' ELSE 'ready' END,
+  due_at = CASE due.state WHEN 'queued' THEN now() + make_interval(secs => %s) ELSE s.due_at END,
   deaths = deaths + (due.state = 'running')::int, attempts = attempts - (due.state = 'running')::int,
   history = CASE WHEN due.state = 'running' THEN s.history || jsonb_build_object(
     'number', s.attempts, 'began_at', s.claimed_at, 'finished_at', now(),
     'error', jsonb_build_object('reason', 'WORKER_DIED', 'message', 'The worker that ran this attempt died'))
     ELSE s.history END
-FROM due WHERE s.run_id = due.run_id AND s.node_id = due.node_id RETURNING s.project_id
+FROM due WHERE s.run_id = due.run_id AND s.node_id = due.node_id RETURNING s.state, s.run_id, s.node_id, s.claims
 """
 _CLAIM: Final = """
 WITH ticket AS (
   SELECT s.run_id, s.node_id FROM unnest(%s::uuid[], %s::text[], %s::integer[]) AS asked (run_id, node_id, claims)
   JOIN workflow_steps s ON s.run_id = asked.run_id AND s.node_id = asked.node_id AND s.claims = asked.claims
-  WHERE s.state = 'queued' ORDER BY s.run_id, s.node_id FOR UPDATE OF s
+  WHERE s.state IN ('ready', 'queued') ORDER BY s.run_id, s.node_id FOR UPDATE OF s
 )
 UPDATE workflow_steps s SET state = 'running', lease = gen_random_uuid(), claims = s.claims + 1,
   attempts = s.attempts + 1, due_at = now() + make_interval(secs => %s), claimed_at = now(),
   began_at = coalesce(s.began_at, now())
 FROM ticket, workflow_runs r, projects p
-WHERE s.run_id = ticket.run_id AND s.node_id = ticket.node_id AND s.state = 'queued'
+WHERE s.run_id = ticket.run_id AND s.node_id = ticket.node_id
   AND r.id = s.run_id AND r.state = 'running' AND p.id = s.project_id
 RETURNING s.run_id, s.node_id, s.project_id, p.tier, r.workflow_id, r.version, r.trigger_id, r.event, s.lease,
   s.attempts, s.refusals, s.deaths, s.wake_at, s.claimed_at, s.began_at
@@ -113,12 +116,15 @@ async def send(conn: Connection, project_ids: Sequence[str]) -> list[Ticket]:
 
 
 async def sweep(conn: Connection) -> tuple[list[Ticket], bool]:
-    """What is due is ready again, and what is ready is queued: the tickets, and whether more may be due."""
-    cursor = await conn.execute(_DUE, [SWEEP_BATCH])
-    due = cursor.rowcount
+    """What is queued is sent again, what else is due is ready again, and what is ready is queued: the tickets, and
+    whether more may be due."""
+    cursor = await conn.execute(_DUE, [SWEEP_BATCH, RESEND_S])
+    due = await cursor.fetchall()
+    again = [Ticket(str(run_id), node_id, claims) for state, run_id, node_id, claims in due if state == "queued"]
     cursor = await conn.execute(_BUSY)
     projects = [str(project_id) for (project_id,) in await cursor.fetchall()]
-    return (await send(conn, projects) if projects else []), due == SWEEP_BATCH
+    sent = await send(conn, projects) if projects else []
+    return [*again, *sent], len(due) == SWEEP_BATCH
 
 
 async def claim(conn: Connection, tickets: Sequence[Ticket]) -> list[Claimed]:

@@ -6,13 +6,14 @@ is sent again, one that comes twice finds the step claimed.
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 import orjson
 from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StreamConfig
-from nats.js.errors import BadRequestError
+from nats.js.errors import BadRequestError, NoStreamResponseError
 
 from server.events.bus import EventBus
 from server.fields import is_id
@@ -36,6 +37,8 @@ ACK_WAIT_S: Final = 5.0
 """A message is acknowledged as soon as its step is claimed, which takes a transaction."""
 
 PUBLISH_S: Final = 2.0
+DUPLICATE_WINDOW_S: Final = 20.0
+"""Within it a ticket that waits in the stream and is sent again is not stored again."""
 
 _STREAM: Final = StreamConfig(
     name=NAME,
@@ -45,7 +48,7 @@ _STREAM: Final = StreamConfig(
     discard=DiscardPolicy.OLD,  # what goes is sent again
     max_age=24 * 3600.0,
     max_bytes=256 * 1024**2,
-    duplicate_window=120.0,
+    duplicate_window=DUPLICATE_WINDOW_S,
 )
 _CONSUMER: Final = ConsumerConfig(
     durable_name=DURABLE, ack_policy=AckPolicy.EXPLICIT, ack_wait=ACK_WAIT_S, max_deliver=-1, max_ack_pending=10_000
@@ -87,11 +90,14 @@ async def ensure(bus: EventBus) -> None:
 
 
 async def send(bus: EventBus, tickets: Sequence[Ticket]) -> None:
-    """Publish them, each once within two minutes. Those that fail are sent again by `sweep`, so nothing is raised."""
+    """Publish them. Those that fail are sent again by `sweep`, so nothing is raised."""
     if not tickets or not bus.connected:
         return
-    answers = await asyncio.gather(*(_publish(bus, ticket) for ticket in tickets), return_exceptions=True)
-    failed = [why for why in answers if isinstance(why, BaseException)]
+    failed = await _publish_each(bus, tickets)
+    if any(isinstance(why, NoStreamResponseError) for why in failed):  # no worker has been there yet
+        with suppress(*AWAY):
+            await ensure(bus)
+            failed = await _publish_each(bus, tickets)
     for why in failed[:1]:
         log.warning("workflows.unsent", f"{len(failed)} steps wait to be sent again: {why!r}")
 
@@ -107,6 +113,12 @@ async def tell(bus: EventBus, subject: str, run_id: str) -> None:
             await bus.client.publish(subject, run_id.encode())
     except AWAY as why:
         log.warning("workflows.untold", f"Nobody is told of a run's progress: {why!r}", run_id=run_id)
+
+
+async def _publish_each(bus: EventBus, tickets: Sequence[Ticket]) -> list[BaseException]:
+    """All at once; the failures."""
+    answers = await asyncio.gather(*(_publish(bus, ticket) for ticket in tickets), return_exceptions=True)
+    return [why for why in answers if isinstance(why, BaseException)]
 
 
 async def _publish(bus: EventBus, ticket: Ticket) -> None:

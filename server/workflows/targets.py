@@ -1,7 +1,5 @@
 """Functions as workflows name them: whether they exist, and which slug one has."""
 
-from collections.abc import Mapping
-
 from server.errors import InvalidArgument, NotFound
 from server.fields import shown
 from server.postgres.control import Connection, Pool, transaction
@@ -33,25 +31,21 @@ class Targets:
 
 async def require_functions(conn: Connection, project_id: str, definition: Definition, field: str) -> None:
     """InvalidArgument names the first node whose function the project does not have."""
-    wanted = [*_wanted(definition).values()]
-    cursor = await conn.execute(
-        "SELECT id::text, slug FROM functions WHERE project_id = %s AND deleted_at IS NULL"
-        " AND (slug = ANY(%s) OR id::text = ANY(%s))",
-        [project_id, wanted, wanted],
-    )
-    found = {name for row in await cursor.fetchall() for name in row}
-    for index, node in enumerate(definition.nodes.values()):
-        if node.type != "function":
-            continue
-        member = "function" if "function" in node.config else "function_id"
-        if (name := node.config[member]) not in found:
-            place = f"{field}.nodes[{index}].config.{member}"
-            raise InvalidArgument(place, f"{place} is {shown(name)}; the project has no such function", value=name)
-
-
-def _wanted(definition: Definition) -> Mapping[str, str]:
-    return {
-        node.id: node.config.get("function") or node.config["function_id"]
-        for node in definition.nodes.values()
+    named = {
+        index: ("function" if "function" in node.config else "function_id", node.config)
+        for index, node in enumerate(definition.nodes.values())
         if node.type == "function"
     }
+    slugs = [config[member] for member, config in named.values() if member == "function"]
+    ids = [config[member] for member, config in named.values() if member == "function_id"]
+    cursor = await conn.execute(
+        "SELECT slug, id::text FROM functions WHERE project_id = %s AND deleted_at IS NULL"
+        " AND (slug = ANY(%s) OR id = ANY(%s::uuid[]))",
+        [project_id, slugs, ids],
+    )
+    rows = await cursor.fetchall()
+    found = {"function": {slug for slug, _ in rows}, "function_id": {function_id for _, function_id in rows}}
+    for index, (member, config) in named.items():
+        if (name := config[member]) not in found[member]:
+            place = f"{field}.nodes[{index}].config.{member}"
+            raise InvalidArgument(place, f"{place} is {shown(name)}; the project has no such function", value=name)

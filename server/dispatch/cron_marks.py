@@ -27,6 +27,13 @@ Minutes = Mapping[str, frozenset[datetime]]
 """By trigger; empty for those that have none."""
 
 R = TypeVar("R")
+_MARKED: Final = (
+    "FROM cron_ticks t LEFT JOIN deliveries d ON d.id = t.delivery_id LEFT JOIN workflow_runs w ON w.id = t.delivery_id"
+)
+_UNFINISHED: Final = (
+    "(d.state IN ('queued', 'running', 'held') OR w.state = 'running'"
+    " OR (d.id IS NULL AND t.published_at > now() - make_interval(secs => %(unseen_s)s)))"
+)
 _LATE_S: Final = 2 * MAX_BACK_S  # by which the clocks of workers and of Postgres may differ
 
 
@@ -49,12 +56,9 @@ async def store(conn: Connection, evaluated: datetime) -> None:
 
 
 async def unfinished(conn: Connection) -> Minutes:
-    """Marked ticks that wait in the stream, wait for a run, are held, or run."""
+    """Marked ticks that wait in the stream, wait for a run, are held or run; of a workflow, until its run ends."""
     cursor = await conn.execute(
-        "SELECT t.trigger_id, t.minute FROM cron_ticks t LEFT JOIN deliveries d ON d.id = t.delivery_id"
-        " WHERE d.state IN ('queued', 'running', 'held')"
-        " OR (d.id IS NULL AND t.published_at > now() - make_interval(secs => %s))",
-        [UNSEEN_S],
+        f"SELECT t.trigger_id, t.minute {_MARKED} WHERE {_UNFINISHED}".encode(), {"unseen_s": UNSEEN_S}
     )
     return _by_trigger(await cursor.fetchall())
 
@@ -105,11 +109,10 @@ async def skip(conn: Connection, skipped: Sequence[Skipped]) -> None:
 async def forget(conn: Connection) -> int:
     """Delete the marks of ticks that nothing waits for any more; how many."""
     cursor = await conn.execute(
-        "DELETE FROM cron_ticks t WHERE NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.id = t.delivery_id"
-        " AND d.state IN ('queued', 'running', 'held'))"
-        " AND (t.published_at <= now() - make_interval(secs => %s)"
-        " OR EXISTS (SELECT 1 FROM deliveries d WHERE d.id = t.delivery_id))",
-        [UNSEEN_S],
+        "DELETE FROM cron_ticks USING"
+        f" (SELECT t.trigger_id, t.minute {_MARKED} WHERE NOT coalesce({_UNFINISHED}, false)) AS ended"
+        " WHERE cron_ticks.trigger_id = ended.trigger_id AND cron_ticks.minute = ended.minute".encode(),
+        {"unseen_s": UNSEEN_S},
     )
     return cursor.rowcount
 

@@ -24,7 +24,7 @@ from server.dispatch.consumer import Message, Pull
 from server.dispatch.identity import delivery_id
 from server.dispatch.lease import Lease
 from server.dispatch.ledger import Body, Pair, State
-from server.dispatch.order import order_key
+from server.dispatch.order import order_key, order_path
 from server.dispatch.room import LEAST_PATIENCE_S, Room
 from server.dispatch.runs import Attempt, Runs
 from server.dispatch.starter import Starter, Triggers
@@ -193,7 +193,7 @@ class Intake:
         if not fired:
             self._done.append(message)
         for armed in fired:
-            path = armed.trigger.order_key
+            path = order_path(armed.trigger)
             self._fired.append(
                 _Fired(
                     message,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from server.errors import FailedPrecondition
+from server.errors import FailedPrecondition, InvalidArgument
 from server.events.json_text import read
 from server.triggers.configuration import require_config
 from server.triggers.patterns import CRON
@@ -14,6 +14,8 @@ from server.triggers.rows import Record
 from server.triggers.schedule import MAX_PREVIEW, next_runs, parse_schedule
 
 DEFAULT_COUNT: Final = 5
+FIRST_YEAR: Final = 1970
+LAST_YEAR: Final = 2199
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,15 @@ class Preview:
 def preview(config: Mapping[str, object], after: datetime, count: object = 0) -> Preview:
     """The next firings later than `after`: `count` of them, 0 for DEFAULT_COUNT; fewer when 20 years have no more.
 
-    InvalidArgument names the key of `config` that is wrong, or the count.
+    InvalidArgument names the key of `config` that is wrong, the count or the moment.
     """
+    if not FIRST_YEAR <= after.year <= LAST_YEAR:
+        raise InvalidArgument(
+            "after",
+            f"after lies in the year {after.year}; it must be from {FIRST_YEAR} to {LAST_YEAR}",
+            value=str(after.year),
+            allowed=str(LAST_YEAR),
+        )
     count = parse_whole("count", count, 0, MAX_PREVIEW) or DEFAULT_COUNT
     require_config(CRON, config)
     schedule = parse_schedule(config)

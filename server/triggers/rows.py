@@ -59,7 +59,7 @@ def trigger_of(row: Mapping[str, Any]) -> Trigger:
 
     What triggers have in common is in memory once, as far as that is quickly found.
     """
-    event_type = _shared(parse_pattern("event_type", row["event_type"]))
+    event_type = _pattern(row["event_type"])
     config = NO_CONFIG if row["config"] == "{}" else orjson.loads(row["config"])
     if event_type == CRON:
         parse_schedule(config)
@@ -95,6 +95,11 @@ def unknown(trigger_id: str) -> NotFound:
 def _shared(value: Any) -> Any:
     """The same text each time."""
     return value
+
+
+@lru_cache(maxsize=32_768)
+def _pattern(event_type: str) -> str:
+    return parse_pattern("event_type", event_type)
 
 
 def _same(moment: Any, other: Any) -> Any:

@@ -282,12 +282,13 @@ class TestDiagnosis:
             for each in conditions:
                 await triggers.create(project_id, members(**on_function | {"event_type": pattern}, conditions=each))
         tick = await triggers.create(project_id, members(**on_workflow))
-        for sample in (
+        samples: list[dict[str, Any]] = [
             *({"type": "order.paid", "data": {"n": n}} for n in (3, 7, 9)),
             {"type": "cdc.gap", "data": {"n": 9}},
             {"type": "cron", "trigger_id": tick.id},
             {"type": "cron", "trigger_id": str(uuid4())},
-        ):
+        ]
+        for sample in samples:
             event = event_of(project_id, sample, tick.created_at)
             explained = {
                 each.record.id

@@ -581,7 +581,7 @@ class PreviewScheduleRequest(_message.Message):
 
     @_builtins.property
     def after(self) -> _timestamp_pb2.Timestamp:
-        """Those later than this; now when absent."""
+        """Those later than this, in the years 1970 to 2199; now when absent. Over REST in RFC 3339."""
 
     def __init__(
         self,

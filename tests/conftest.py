@@ -15,6 +15,7 @@ pytest_plugins = [
     "tests.fix_tenants",
     "tests.fix_triggers",
     "tests.fix_ledger",
+    "tests.fix_dispatch",
     "tests.fix_up",
     "tests.fix_v8_child",
 ]

@@ -110,6 +110,9 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> Report:
         stack.start()
         with connected(stack) as rest:
             return _run(plan, stack, rest, say)
+    except BaseException:
+        say(f"The stack said:\n{stack.said}")
+        raise
     finally:
         stack.destroy()
 

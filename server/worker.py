@@ -4,6 +4,7 @@ Any number of workers share it; one that dies loses nothing, another takes over.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
@@ -43,6 +44,9 @@ SWEEP_S: Final = 60.0
 TRIM_S: Final = 5.0
 SAMPLE_S: Final = 5.0
 
+Drain = Callable[[], Awaitable[None]]
+"""Takes nothing new and lets what runs end, for some seconds. All at once, because a stop takes no longer than that."""
+
 
 def run_worker(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT, then finish what was begun and return.
@@ -54,10 +58,9 @@ def run_worker(settings: Settings) -> None:
     async def main(stack: AsyncExitStack, stopping: Stopping) -> None:
         started = await parts.start(settings, stack, "worker")
         await _start_writing(started, stack)
-        await _start_running(started, stack)
-        await _start_workflows(started, stack)
         triggers = TriggerCache(started.pool, started.changes)
         dispatcher = _dispatcher(started, triggers)
+        drains = (await _start_running(started, stack), await _start_workflows(started, stack), dispatcher.close)
         await started.listen()
         await triggers.start()
         stack.push_async_callback(dispatcher.close)
@@ -71,6 +74,7 @@ def run_worker(settings: Settings) -> None:
         await _say_ready(settings, stack)
         await stopping
         log.info("worker.draining", "Finishing what runs, taking nothing new")
+        await asyncio.gather(*(drain() for drain in drains))
 
     process.run(main)
 
@@ -83,7 +87,7 @@ async def _start_writing(started: Parts, stack: AsyncExitStack) -> None:
     parts.repeat(started.retention.sweep, SWEEP_S, "removing records of runs", stack)
 
 
-async def _start_running(started: Parts, stack: AsyncExitStack) -> None:
+async def _start_running(started: Parts, stack: AsyncExitStack) -> Drain:
     """Asynchronous runs. Before `listen`: they are woken by what other processes change."""
     attempts = Attempts(started.recorder)
     queue = AsyncRuns(started.pool, started.changes, started.catalog, started.recorder)
@@ -92,6 +96,7 @@ async def _start_running(started: Parts, stack: AsyncExitStack) -> None:
     await work.start()
     parts.repeat(queue.sweep, SWEEP_S, "removing results of asynchronous runs", stack)
     parts.repeat(Idempotency(started.pool).sweep, SWEEP_S, "removing answers kept for idempotency keys", stack)
+    return work.close
 
 
 def _dispatcher(started: Parts, triggers: TriggerCache) -> Dispatcher:
@@ -118,7 +123,7 @@ async def _start_cron(started: Parts, triggers: TriggerCache, stack: AsyncExitSt
     parts.repeat(cron.sweep, SWEEP_S, "forgetting ticks that have ended", stack)
 
 
-async def _start_workflows(started: Parts, stack: AsyncExitStack) -> None:
+async def _start_workflows(started: Parts, stack: AsyncExitStack) -> Drain:
     """Steps of workflows, of any run."""
     publisher = Publisher(started.bus, started.settings)
     await publisher.start()
@@ -134,6 +139,7 @@ async def _start_workflows(started: Parts, stack: AsyncExitStack) -> None:
     stack.push_async_callback(work.close)
     await work.start()
     parts.repeat(started.workflow_retention.sweep, SWEEP_S, "removing old workflow runs", stack)
+    return work.close
 
 
 async def _say_ready(settings: Settings, stack: AsyncExitStack) -> None:

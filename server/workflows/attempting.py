@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from server.errors import AtlasError
-from server.events.json_text import JsonError, read
-from server.log import logger
+from server.events.json_text import JsonError, Scanner, read
 from server.postgres.control import Pool, transaction
 from server.triggers.parsing import written
 from server.workflows import records, store
@@ -15,8 +14,6 @@ from server.workflows.definition import MAX_INPUT_BYTES, MAX_OUTPUT_BYTES, Defin
 from server.workflows.nodes.step import Attempt, NodeType, Output, StepFailed, Wait
 from server.workflows.queue import Claimed
 from server.workflows.templates import Filling, Scope, TooLarge, dumped
-
-log = logger("workflows")
 
 KEPT: Final = 256
 """Definitions kept parsed."""
@@ -70,7 +67,7 @@ class Attempting:
         )
 
     async def run(self, attempt: Attempt) -> Output | Wait:
-        """StepFailed for whatever goes wrong. Cancelled, the step has ended when this returns."""
+        """StepFailed. Cancelled, the step has ended when this returns."""
         node = attempt.node
         try:
             async with asyncio.timeout(node.timeout_s):
@@ -79,13 +76,8 @@ class Attempting:
             raise StepFailed(
                 "STEP_TIMEOUT", f"The step did not end within {node.timeout_s:g} s, its timeout", again=True
             ) from None
-        except (StepFailed, asyncio.CancelledError):
-            raise
         except AtlasError as why:
             raise StepFailed(why.reason, why.message, again=True) from why
-        except Exception as why:
-            log.exception("workflows.fault", "A step failed with a fault of ours", run_id=attempt.run_id)
-            raise StepFailed("INTERNAL_FAULT", "Something failed on our side", again=True) from why
         if isinstance(ended, Output):
             _require_moderate(ended.json)
         return ended
@@ -97,7 +89,7 @@ class Attempting:
                 for row in await records.results(conn, claimed.run_id, sorted(node.reads)):
                     output = None if row["output"] is None else read(row["output"]).value
                     steps[row["node_id"]] = {"output": output, "error": row["error"], "state": row["state"]}
-        return Scope(event=read(claimed.event).value, steps=steps, run={"id": claimed.run_id})
+        return Scope(event=_event(claimed.event), steps=steps, run={"id": claimed.run_id})
 
 
 def input_of(attempt: Attempt) -> bytes:
@@ -105,6 +97,17 @@ def input_of(attempt: Attempt) -> bytes:
     if attempt.node.type == "condition":
         return dumped({"conditions": written(attempt.input)})
     return dumped(attempt.input["input"] if attempt.node.type == "function" else attempt.input)
+
+
+def _event(body: bytes) -> Mapping[str, Any]:
+    """Member by member, each of which may be nested as deep as JSON may be."""
+    try:
+        scanner = Scanner(body)
+        found = {name: scanner.value().value for name in scanner.members()}
+        scanner.end()
+    except JsonError as why:
+        raise StepFailed("EVENT_UNREADABLE", f"The run's event is not a JSON object: {why}") from None
+    return found
 
 
 def _filled(node: Node, scope: Scope) -> Any:

@@ -71,7 +71,7 @@ async def begin(conn: Connection, definition: Definition, run_id: str, project_i
 
 async def finish(conn: Connection, definition: Definition, claimed: Claimed, ended: Ended) -> After:
     """The step ended for good, well or not; what comes after it starts, is skipped, or ends with the run."""
-    if not await _lock(conn, claimed.run_id):
+    if not await lock(conn, claimed.run_id):
         return LOST
     failed = ended.error is not None
     cursor = await conn.execute(
@@ -162,7 +162,7 @@ async def _go_on(conn: Connection, definition: Definition, run_id: str) -> RunSt
     return "succeeded"
 
 
-async def _lock(conn: Connection, run_id: str) -> bool:
+async def lock(conn: Connection, run_id: str) -> bool:
     """Whether the run still runs; it does until the transaction ends."""
     cursor = await conn.execute("SELECT 1 FROM workflow_runs WHERE id = %s AND state = 'running' FOR UPDATE", [run_id])
     return await cursor.fetchone() is not None

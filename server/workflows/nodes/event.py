@@ -15,7 +15,7 @@ import orjson
 
 from server.errors import AtlasError, InvalidArgument
 from server.events.envelope import MAX_CAUSE_DEPTH, MAX_DATA_BYTES, Cause, Event, parse_text
-from server.events.json_text import Json
+from server.events.json_text import JsonError, read
 from server.events.publisher import Published
 from server.events.types import parse_publishable
 from server.workflows import fields
@@ -70,6 +70,10 @@ def _event(attempt: Attempt) -> Event:
     data = dumped(config["data"]).decode()
     if len(data.encode()) > MAX_DATA_BYTES:
         raise InvalidArgument("data", f"data has more than {MAX_DATA_BYTES} bytes of JSON", reason="EVENT_TOO_LARGE")
+    try:
+        stored = read(data.encode())
+    except JsonError as why:
+        raise InvalidArgument("data", f"data cannot be an event's: {why}") from None
     depth = depth_of(attempt.scope.event) + 1
     if depth > MAX_CAUSE_DEPTH:
         raise InvalidArgument("cause", f"More than {MAX_CAUSE_DEPTH} runs have led to this event: it is a loop")
@@ -80,7 +84,7 @@ def _event(attempt: Attempt) -> Event:
         project_id=attempt.project_id,
         time=datetime.now(UTC),
         source=SOURCE,
-        data=Json(data, config["data"]),
+        data=stored,
         subject=None if subject is None else parse_text("subject", fields.text(subject, "subject")),
         cause=Cause(run_id=attempt.run_id, trigger_id=attempt.trigger_id, depth=depth),
     )

@@ -27,7 +27,8 @@ from server.events import stream
 from server.events.envelope import Event, encode
 from server.events.json_text import read
 from server.functions.deploy import Deployer
-from server.invocations.invoke import Call, Finished, Invoker
+from server.dispatch.runs import Invokes
+from server.invocations.invoke import Call, Finished
 from server.parts import Parts
 from server.postgres.control import transaction
 from server.settings import Settings
@@ -65,7 +66,7 @@ async def measure() -> list[Row]:
 class _Timed:
     """An Invoker that notes when it is asked."""
 
-    def __init__(self, invoker: Invoker) -> None:
+    def __init__(self, invoker: Invokes) -> None:
         self._invoker = invoker
         self.began_s: dict[str, float] = {}
 
@@ -83,16 +84,7 @@ class _Site:
         await stream.ensure(started.bus, started.settings)
         triggers = TriggerCache(started.pool, started.changes)
         self.invoker = _Timed(started.invoker(started.recorder))
-        self.make = lambda: Dispatcher(
-            bus=started.bus,
-            settings=started.settings,
-            pool=started.pool,
-            changes=started.changes,
-            triggers=triggers,
-            invoker=self.invoker,
-            metrics=started.metrics,
-        )
-        made = self.make()
+        self.triggers = triggers
         project = (await started.projects.list(1)).items[0]
         self.project_id = project.id
         deployer = Deployer(started.lifecycle, started.artifacts, runtimes=started.runtimes, settings=started.settings)
@@ -107,10 +99,21 @@ class _Site:
                 [project.id, function.id, '[{"field": "amount", "op": "gt", "value": 10}]'],
             )
         await triggers.start()
-        self.first = made
         return self
 
     async def __aexit__(self, *_: object) -> None: ...
+
+    def make(self) -> Dispatcher:
+        started = self.started
+        return Dispatcher(
+            bus=started.bus,
+            settings=started.settings,
+            pool=started.pool,
+            changes=started.changes,
+            triggers=self.triggers,
+            invoker=self.invoker,
+            metrics=started.metrics,
+        )
 
     def event(self, event_type: str, number: int) -> Event:
         data = {"id": number, "amount": 120.5, "status": "paid", "note": "x" * 60}

@@ -23,11 +23,11 @@ from nats.js.errors import NotFoundError
 from server import parts
 from server.dispatch import consumer
 from server.dispatch.dispatcher import Dispatcher
+from server.dispatch.runs import Invokes
 from server.events import stream
 from server.events.envelope import Event, encode
 from server.events.json_text import read
 from server.functions.deploy import Deployer
-from server.dispatch.runs import Invokes
 from server.invocations.invoke import Call, Finished
 from server.parts import Parts
 from server.postgres.control import transaction

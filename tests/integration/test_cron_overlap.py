@@ -2,17 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from server.dispatch.cron import Cron
-from server.postgres.changes import Changes
-from server.postgres.control import Pool, transaction
+from server.postgres.control import transaction
 from server.telemetry.metrics import Metrics
-from tests.fix_dispatch import Gate, Site, Worker, close_site, open_site
+from tests.fix_dispatch import Gate, Site, Worker
 from tests.fix_triggers import add_workflow
 
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
@@ -47,10 +45,8 @@ class Clockwork:
 
 
 @pytest.fixture
-async def site(pool: Pool, changes: Changes, control_url: str, nats_url: str) -> AsyncIterator[Site]:
-    made = await open_site(pool, changes, control_url, nats_url)
-    yield made
-    await close_site(made)
+def site(dispatch_site: Site) -> Site:
+    return dispatch_site
 
 
 def minutes_run(worker: Worker) -> list[int]:

@@ -14,12 +14,13 @@ import json
 import os
 import queue
 import random
+import re
 import secrets
 import signal
 import sys
 import threading
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -46,13 +47,25 @@ export default async (event, ctx) => {
 };
 """
 RETRY: Final = {"attempts": 20, "backoff_ms": 50, "max_backoff_ms": 1000}
-VICTIMS: Final = ("worker-0", "worker-1", "api-0", "api-1", "nats-server", "postgres", "valkey-server")
+VICTIMS: Final = {
+    **{name: name for name in ("worker-0", "worker-1", "api-0", "api-1", "postgres")},
+    "nats": "nats-server",
+    "valkey": "valkey-server",
+}
+"""Parts of the stack, and the names of their processes."""
+
+NEEDED: Final = ("postgres", "nats")
+"""While one of them is away no other part can start, and each try counts as a failure of that."""
+
 PAUSE_S: Final = (0.4, 1.2)
 """Between two kills."""
 
-MOST_KILLS: Final = 4
-"""Of one part within a minute: the supervisor gives up a part that ends more than six times."""
+MOST_FAILURES: Final = 3
+MOST_OF_ANY: Final = 2
+"""Ends of a part within a minute with which it, or one that it needs, may be killed: the supervisor, which has to
+tell a crash from a part that cannot run, gives up the stack at the seventh."""
 
+MINUTE_S: Final = 62.0
 PUBLISHERS: Final = 4
 BATCH: Final = 20
 MATCHING: Final = 0.9
@@ -252,20 +265,41 @@ def _by_grpc(rest: Rest, channel: grpc.Channel) -> Callable[[list[dict[str, Any]
 
 
 def _kill(plan: Plan, stack: Stack, report: Report, over: threading.Event, say: Callable[[str], None]) -> None:
-    """Kill one part after another until it is over."""
-    chance, start_s = random.Random(plan.seed + 1), time.monotonic()
-    killed: dict[str, deque[float]] = {name: deque(maxlen=MOST_KILLS) for name in VICTIMS}
+    """Kill one part after another until it is over: each of them once, then any."""
+    chance, start_s, failures = random.Random(plan.seed + 1), time.monotonic(), Failures()
+    each = chance.sample([*VICTIMS], len(VICTIMS))
     while not over.wait(chance.uniform(*PAUSE_S)):
-        name, now_s = chance.choice(VICTIMS), time.monotonic()
-        recent = killed[name]
-        pid = stack.processes().get(name)
-        if pid is None or (len(recent) == MOST_KILLS and now_s - recent[0] < 60):
+        name, now_s = each[-1] if each else chance.choice([*VICTIMS]), time.monotonic()
+        failures.read(stack.said, now_s)
+        pid = stack.processes().get(VICTIMS[name])
+        if pid is None or not failures.admit(name):
             continue
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-            recent.append(now_s)
             report.kills[name] += 1
+            if each:
+                each.pop()
             say(f"{now_s - start_s:6.1f} s  killed {name}")
+
+
+class Failures:
+    """How often each part ended within the last minute, as the stack says."""
+
+    def __init__(self) -> None:
+        self._at_s: dict[str, list[float]] = {name: [] for name in VICTIMS}
+        self._recent: dict[str, int] = dict.fromkeys(VICTIMS, 0)
+
+    def read(self, said: str, now_s: float) -> None:
+        counts = Counter(re.findall(r"^! (\S+) .*; starting it again$", said, re.MULTILINE))
+        for name, times in self._at_s.items():
+            times += [now_s] * (counts[name] - len(times))
+            self._recent[name] = sum(now_s - at_s < MINUTE_S for at_s in times)
+
+    def admit(self, name: str) -> bool:
+        """Whether the part may be killed."""
+        if name in NEEDED and max(self._recent.values()) > MOST_OF_ANY:
+            return False
+        return self._recent[name] < MOST_FAILURES
 
 
 def _settle(control: "psycopg.Connection[tuple[Any, ...]]", trigger_id: str, wanted: int) -> None:

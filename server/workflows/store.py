@@ -1,5 +1,6 @@
 """Definitions in the control database: written only when they are right, each change a new version."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +20,9 @@ from server.workflows.targets import require_functions
 
 MAX_WORKFLOWS: Final = 1_000
 """Of a project."""
+
+LOADED: Final = 128
+"""Definitions kept parsed."""
 
 NAMED: Final = 20
 """Triggers that an error names."""
@@ -151,6 +155,7 @@ async def find(conn: Connection, project_id: str, workflow_id: str, *, lock: boo
     return found
 
 
+@functools.lru_cache(maxsize=LOADED)
 def loaded(definition: str) -> Definition:
     """A definition as it is stored, which was checked when it was written."""
     return parse(read(definition.encode("utf-8", "surrogatepass")))

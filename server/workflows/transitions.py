@@ -71,14 +71,14 @@ async def begin(conn: Connection, definition: Definition, run_id: str, project_i
 
 async def finish(conn: Connection, definition: Definition, claimed: Claimed, ended: Ended) -> After:
     """The step ended for good, well or not; what comes after it starts, is skipped, or ends with the run."""
-    if not await lock(conn, claimed.run_id):
-        return LOST
     failed = ended.error is not None
     cursor = await conn.execute(
-        "UPDATE workflow_steps SET state = %s, lease = NULL, due_at = NULL, finished_at = now(), output = %s,"
+        "WITH run AS MATERIALIZED (SELECT 1 FROM workflow_runs WHERE id = %s AND state = 'running' FOR UPDATE)"
+        " UPDATE workflow_steps SET state = %s, lease = NULL, due_at = NULL, finished_at = now(), output = %s,"
         f" branch = %s, input = %s, error = %s, history = {_LONGER}"
-        " WHERE run_id = %s AND node_id = %s AND lease = %s AND state = 'running'",
+        " WHERE run_id = %s AND node_id = %s AND lease = %s AND state = 'running' AND EXISTS (TABLE run)",
         [
+            claimed.run_id,
             "failed" if failed else "succeeded",
             ended.output,
             ended.branch,

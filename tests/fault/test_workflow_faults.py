@@ -4,20 +4,23 @@ import asyncio
 import os
 import random
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from server.errors import Unavailable
 from server.events.bus import EventBus
 from server.postgres.control import Pool
-from server.workflows import queue, stream
+from server.workflows import queue, records, running, stream, transitions
 from server.workflows.runs import Workflows
 from server.workflows.store import Definitions
 from tests.fix_functions import add_project
 from tests.fix_runs import OwnNats, eventually
-from tests.fix_workflows import Site, kv
+from tests.fix_workflows import Site, an_id, kv
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("workflow_worker.py")
@@ -192,3 +195,67 @@ async def test_the_stream_may_be_deleted(site: Site, monkeypatch: pytest.MonkeyP
     await site.worker()
     for run_id in runs:
         assert (await site.result(run_id))[0] == "succeeded"
+
+
+async def test_the_end_of_a_step_is_written_when_the_database_is_back(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what reads from it meanwhile gives its step back."""
+    monkeypatch.setattr(running, "WRITE_PAUSE_S", 0.05)
+    real_finish, real_results = transitions.finish, records.results
+    away = Counter({"finish": 3, "results": 2})
+
+    async def finish(*args: Any) -> Any:
+        if (left := away["finish"]) > 0:
+            away["finish"] = left - 1
+            raise Unavailable("The database is away", reason="AWAY")
+        return await real_finish(*args)
+
+    async def results(*args: Any) -> Any:
+        if (left := away["results"]) > 0:
+            away["results"] = left - 1
+            raise Unavailable("The database is away", reason="AWAY")
+        return await real_results(*args)
+
+    monkeypatch.setattr(transitions, "finish", finish)
+    monkeypatch.setattr(records, "results", results)
+    node = await site.worker()
+    run, steps = await site.ended(await site.run(await site.define([kv("a", 1), kv("b", "{{steps.a.output}}")], "a b")))
+    assert (run.state, node.attempts, steps["b"].output) == ("succeeded", {"a": 1, "b": 1}, b"1")
+    assert steps["b"].attempts == 1
+
+
+async def test_a_definition_that_this_release_refuses_fails_its_run(site: Site) -> None:
+    run_id = await site.run(await site.define([kv("a")]))
+    await site.execute("UPDATE workflow_versions SET definition = '{\"nodes\": []}'")
+    await site.worker()
+    run, steps = await site.ended(run_id)
+    assert run.error is not None
+    assert (run.state, run.error["reason"], steps["a"].state) == ("failed", "DEFINITION_UNREADABLE", "cancelled")
+
+
+async def test_a_run_whose_event_is_none_fails(site: Site) -> None:
+    await site.worker()
+    workflow, run_id = await site.define([kv("a")]), an_id()
+    await site.workflows.start(
+        project_id=site.project_id, workflow_id=workflow, run_id=run_id, trigger_id=None, event=b"[1"
+    )
+    run, _ = await site.ended(run_id)
+    assert run.error is not None
+    assert run.error["reason"] == "EVENT_UNREADABLE"
+
+
+async def test_a_step_under_which_workers_die_again_and_again_fails(site: Site) -> None:
+    node = await site.worker()
+    workflow = await site.define([{"id": "wait", "type": "delay", "config": {"seconds": 60}}, kv("a")], "wait a")
+    run_id = await site.run(workflow)
+    await site.execute("UPDATE workflow_steps SET deaths = 10 WHERE run_id = %s AND node_id = 'a'", run_id)
+
+    async def waits() -> bool:
+        return (await site.get(run_id))[1]["wait"].state == "waiting"
+
+    await eventually(waits)
+    await site.execute("UPDATE workflow_steps SET due_at = now(), wake_at = now() WHERE state = 'waiting'")
+    run, _ = await site.ended(run_id)
+    assert run.error is not None
+    assert (run.error["reason"], node.attempts) == ("WORKER_DIED", {})

@@ -36,6 +36,11 @@ EVENTS = 24
 OUTAGE_S = 10.0
 
 
+@pytest.fixture
+def site(dispatch_site: Site) -> Site:
+    return dispatch_site
+
+
 def ran(file: Path) -> Counter[tuple[str, str]]:
     """Runs there were, by delivery and run."""
     return Counter(tuple(line.split()) for line in file.read_text().splitlines())  # type: ignore[misc]

@@ -22,6 +22,7 @@ from engines.runtimes import Runtime
 from engines.v8.builtins import BUILTINS
 from engines.wasm import javy
 from engines.wasm.engine import Wasm
+from server.dispatch.retention import LedgerRetention
 from server.events.bus import EventBus
 from server.functions.artifacts import Artifacts
 from server.functions.catalog import Catalog
@@ -96,6 +97,7 @@ class Parts:
     running: Running
     peers: Peers
     retention: Retention
+    ledger_retention: LedgerRetention
     workflow_retention: WorkflowRetention
     fetcher: Fetcher
     hosts: HostApi
@@ -163,10 +165,18 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
     catalog = Catalog(registry, changes, vault=vault, retire=_retire_in(runtimes))
     keyring = Keyring(pool, changes)
     retention = Retention(pool, keep_hours=settings.runs_keep_hours, keep_mb=settings.runs_keep_mb)
+    ledger_retention = LedgerRetention(
+        pool,
+        events_keep_hours=settings.events_keep_hours,
+        dead_letters_keep_days=settings.dead_letters_keep_days,
+    )
     workflow_retention = WorkflowRetention(pool, keep_hours=settings.runs_keep_hours)
     removals = (
-        *(keyvalue.clear, artifacts.remove_project),
-        *(retention.remove_project, workflow_retention.remove_project),
+        keyvalue.clear,
+        artifacts.remove_project,
+        retention.remove_project,
+        ledger_retention.remove_project,
+        workflow_retention.remove_project,
     )
     projects = Projects(pool, changes, tenants, removals=removals)
     stack.push_async_callback(changes.close)
@@ -195,6 +205,7 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
         running=running,
         peers=peers,
         retention=retention,
+        ledger_retention=ledger_retention,
         workflow_retention=workflow_retention,
         fetcher=fetcher,
         hosts=hosts,

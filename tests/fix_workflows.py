@@ -133,7 +133,7 @@ async def workflow_bus(nats_url: str) -> AsyncIterator[EventBus]:
 
 
 @pytest.fixture
-async def site(pool: Pool, workflow_bus: EventBus) -> AsyncIterator[Site]:
+async def workflow_site(pool: Pool, workflow_bus: EventBus) -> AsyncIterator[Site]:
     project_id = await add_project(pool)
     made = Site(pool, workflow_bus, project_id, Definitions(pool), Workflows(pool, workflow_bus))
     yield made

@@ -25,6 +25,8 @@ _FUNCTIONS: Final = "/atlas.functions.v1.FunctionService/"
 _INVOCATIONS: Final = "/atlas.functions.v1.InvocationService/"
 _RUNS: Final = "/atlas.runs.v1.RunService/"
 _EVENTS: Final = "/atlas.events.v1.EventService/"
+_DELIVERIES: Final = "/atlas.deliveries.v1.DeliveryService/"
+_TRIGGERS: Final = "/atlas.triggers.v1.TriggerService/"
 _WORKFLOWS: Final = "/atlas.workflows.v1.WorkflowService/"
 _PROJECTS: Final = "/atlas.projects.v1.ProjectService/"
 
@@ -51,6 +53,32 @@ METHODS: Final[Mapping[str, Access]] = {
     _RUNS + "TailRunsHttp": Access.SERVICE,
     _EVENTS + "PublishEvents": Access.SERVICE,
     _EVENTS + "PublishEventsHttp": Access.SERVICE,
+    _DELIVERIES + "ListDeliveries": Access.SERVICE,
+    _DELIVERIES + "GetDelivery": Access.SERVICE,
+    _DELIVERIES + "GetDeliveryHttp": Access.SERVICE,
+    _DELIVERIES + "ReplayDelivery": Access.SERVICE,
+    _DELIVERIES + "ReplayDeliveries": Access.SERVICE,
+    _DELIVERIES + "ReplayDeliveriesHttp": Access.SERVICE,
+    _DELIVERIES + "CancelDelivery": Access.SERVICE,
+    "/atlas.deliveries.v1.ParkedMessageService/ListParkedMessages": Access.ADMIN,
+    _TRIGGERS + "CreateTrigger": Access.SERVICE,
+    _TRIGGERS + "CreateTriggerHttp": Access.SERVICE,
+    _TRIGGERS + "ListTriggers": Access.SERVICE,
+    _TRIGGERS + "ListTriggersHttp": Access.SERVICE,
+    _TRIGGERS + "GetTrigger": Access.SERVICE,
+    _TRIGGERS + "GetTriggerHttp": Access.SERVICE,
+    _TRIGGERS + "UpdateTrigger": Access.SERVICE,
+    _TRIGGERS + "UpdateTriggerHttp": Access.SERVICE,
+    _TRIGGERS + "DeleteTrigger": Access.SERVICE,
+    _TRIGGERS + "PauseTrigger": Access.SERVICE,
+    _TRIGGERS + "PauseTriggerHttp": Access.SERVICE,
+    _TRIGGERS + "ResumeTrigger": Access.SERVICE,
+    _TRIGGERS + "ResumeTriggerHttp": Access.SERVICE,
+    _TRIGGERS + "PreviewTrigger": Access.SERVICE,
+    _TRIGGERS + "PreviewSchedule": Access.SERVICE,
+    _TRIGGERS + "PreviewScheduleHttp": Access.SERVICE,
+    _TRIGGERS + "ExplainEvent": Access.SERVICE,
+    _TRIGGERS + "ExplainEventHttp": Access.SERVICE,
     _WORKFLOWS + "CreateWorkflow": Access.SERVICE,
     _WORKFLOWS + "CreateWorkflowHttp": Access.SERVICE,
     _WORKFLOWS + "ListWorkflows": Access.SERVICE,

@@ -25,6 +25,9 @@ SERVICES: Final = (
     "atlas.functions.v1.InvocationService",
     "atlas.runs.v1.RunService",
     "atlas.events.v1.EventService",
+    "atlas.deliveries.v1.DeliveryService",
+    "atlas.deliveries.v1.ParkedMessageService",
+    "atlas.triggers.v1.TriggerService",
     "atlas.workflows.v1.WorkflowService",
     "atlas.metrics.v1.MetricsService",
     "atlas.health.v1.HealthService",
@@ -32,6 +35,8 @@ SERVICES: Final = (
 NOT_FROM_QUERY: Final = (
     *("slug", "rest", "body", "body.data", "body.content_type", "body.contentType", "body.extensions"),
     *("project_id", "projectId", "function_id", "functionId", "key_id", "keyId", "run_id", "runId", "version"),
+    *("delivery_id", "deliveryId"),
+    *("trigger_id", "triggerId"),
     *("workflow_id", "workflowId", "node_id", "nodeId"),
 )
 MAX_BODY_BYTES: Final = 6 * 1024 * 1024

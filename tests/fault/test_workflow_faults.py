@@ -41,6 +41,11 @@ EDGES = (
 )
 
 
+@pytest.fixture
+def site(workflow_site: Site) -> Site:
+    return workflow_site
+
+
 async def launch(database_url: str, nats_url: str) -> asyncio.subprocess.Process:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(PROGRAM), database_url, nats_url),

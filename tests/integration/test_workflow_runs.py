@@ -19,6 +19,11 @@ from tests.fix_runs import eventually
 from tests.fix_workflows import Site, an_id, document, hang, kv
 
 
+@pytest.fixture
+def site(workflow_site: Site) -> Site:
+    return workflow_site
+
+
 def value_of(output: bytes | None) -> object:
     return None if output is None else json.loads(output)
 

@@ -12,6 +12,11 @@ from server.workflows.watch import Change, Watching
 from tests.fix_workflows import Site, an_id, hang, kv
 
 
+@pytest.fixture
+def site(workflow_site: Site) -> Site:
+    return workflow_site
+
+
 def watched(site: Site, run_id: str, *, silence_s: float = 30.0, poll_s: float = 30.0) -> AsyncIterator[Change | None]:
     """Polling takes so long that only what is told arrives in time."""
     return Watching(site.workflows, site.bus, poll_s=poll_s).watch(site.project_id, run_id, silence_s=silence_s)

@@ -14,7 +14,7 @@ from atlas.workflows.v1 import workflows_service_pb2 as pb
 from atlas.workflows.v1.workflows_service_pb2_grpc import WorkflowServiceStub
 from tests.fix_clients import Rest, eventually
 
-ADD = "export default (input) => ({sum: input.a + input.b})"
+ADD = "export default (input, ctx) => ({sum: input.a + input.b, node: ctx.event.workflow.node_id})"
 SLOW = "export default async () => { await new Promise(done => setTimeout(done, 60000)) }"
 THROWS = "export default () => { throw new TypeError('no such thing') }"
 
@@ -121,7 +121,7 @@ def test_a_workflow_from_its_definition_to_its_end(workflows: Workflows) -> None
         **dict.fromkeys(("add", "large", "keep", "pause", "read", "tell"), "succeeded"),
         "small": "skipped",
     }
-    assert (steps["add"]["input"], steps["add"]["output"]) == ({"a": 2, "b": 4}, {"sum": 6})
+    assert (steps["add"]["input"], steps["add"]["output"]) == ({"a": 2, "b": 4}, {"sum": 6, "node": "add"})
     assert (steps["large"]["output"], steps["read"]["output"]) == (True, 6)
     assert steps["tell"]["output"]["type"] == "sum.made"
     invocation = steps["add"]["history"][0]["invocation_id"]

@@ -80,6 +80,15 @@ class TestFunction:
         first, second = invoker.calls
         assert (first.slug, orjson.loads(first.body.data)) == ("hello", EVENT)
         assert (second.slug, orjson.loads(second.body.data)) == ("hello", [1, RUN])
+        assert first.event is not None
+        assert orjson.loads(first.event) == {
+            "id": "e",
+            "type": "order.paid",
+            "trigger_id": TRIGGER,
+            "attempt": 1,
+            "workflow": {"run_id": RUN, "node_id": "n"},
+        }
+        assert (first.function_id, second.function_id) == (None, FUNCTION)
         assert (first.project_id, first.tier, first.trigger, first.body.kind) == (PROJECT, "free", "workflow", "json")
 
     async def test_each_attempt_is_a_run_of_its_own(self) -> None:

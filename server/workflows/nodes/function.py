@@ -84,7 +84,19 @@ class FunctionNode:
             request=Request(),
             trigger=TRIGGER,
             run_id=attempt.invocation_id,
+            function_id=config.get("function_id"),
+            event=_event(attempt),
         )
+
+
+def _event(attempt: Attempt) -> bytes:
+    """`ctx.event`, JSON text."""
+    names = ("id", "type", "time", "source", "subject", "cause")
+    told = {name: attempt.scope.event[name] for name in names if attempt.scope.event.get(name) is not None}
+    if attempt.trigger_id is not None:
+        told["trigger_id"] = attempt.trigger_id
+    workflow = {"run_id": attempt.run_id, "node_id": attempt.node.id}
+    return dumped(told | {"attempt": attempt.attempt, "workflow": workflow})
 
 
 def _told(response: Response) -> dict[str, object]:

@@ -29,6 +29,11 @@ class Invoker:
 
 
 @pytest.fixture
+def site(workflow_site: Site) -> Site:
+    return workflow_site
+
+
+@pytest.fixture
 async def keys(valkey_url: str) -> AsyncIterator[KeyValue]:
     made = KeyValue(valkey_url)
     yield made

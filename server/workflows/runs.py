@@ -8,7 +8,7 @@ from typing import Final
 from uuid import uuid4
 
 from server.clock import Clock, SystemClock
-from server.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from server.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ResourceExhausted
 from server.events.bus import EventBus
 from server.events.envelope import MAX_DATA_BYTES
 from server.events.json_text import Json
@@ -53,7 +53,8 @@ class Workflows:
     async def run(self, project_id: str, workflow_id: str, data: Json, *, run_id: str = "") -> Run:
         """Start a run by hand, with an event around `data`. With a `run_id` twice it is one run.
 
-        NotFound, InvalidArgument for too large data, ResourceExhausted when too many runs have not ended.
+        NotFound, InvalidArgument for too large data, ResourceExhausted when too many runs have not ended, AlreadyExists
+        when the id is that of a run of another workflow.
         """
         workflow_id = parse_id("workflow_id", workflow_id)
         run_id = parse_id("run_id", run_id) if run_id else str(uuid4())
@@ -72,6 +73,12 @@ class Workflows:
                 await _require_room(conn, project_id)
                 tickets = (await _begin(conn, workflow, run_id, None, event)).tickets
             made = await records.get(conn, project_id, run_id)
+        if made.workflow_id != workflow_id:
+            raise AlreadyExists(
+                f"run_id is {run_id}, the id of a run of another workflow",
+                reason="WORKFLOW_RUN_EXISTS",
+                metadata={"run_id": run_id, "workflow_id": made.workflow_id},
+            )
         await stream.send(self._bus, tickets)
         return made
 

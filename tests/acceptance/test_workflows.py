@@ -260,6 +260,9 @@ class TestRuns:
         for _ in range(2):
             answer = workflows.call("POST", f"/definitions/{workflow}:run", {"run_id": run_id})
             assert (answer.status_code, answer.json()["id"]) == (200, run_id)
+        other = workflows.create([node("a", "kv", op="get", key="k")])
+        answer = workflows.call("POST", f"/definitions/{other}:run", {"run_id": run_id})
+        assert error(answer)[:2] == (409, "WORKFLOW_RUN_EXISTS")
         listed = workflows.call("GET", "/runs", params={"workflow": workflow}).json()["runs"]
         assert [run["id"] for run in listed] == [run_id]
         assert workflows.call("POST", f"/definitions/{workflow}:run").status_code == 200
@@ -283,6 +286,29 @@ class TestRuns:
             assert [run["id"] for run in runs] == found
         assert error(workflows.call("GET", "/runs?state=done")) == (400, "INVALID_FIELD", "state")
         assert workflows.call("GET", "/runs?until=2020-01-01T00:00:00Z").json()["runs"] == []
+
+
+def test_a_trigger_starts_it_with_the_event_and_keeps_it_from_being_deleted(workflows: Workflows) -> None:
+    workflow = workflows.create([node("keep", "kv", op="set", key="k", value="{{trigger.amount}} {{trigger.subject}}")])
+    trigger = {"event_type": "order.paid", "target_type": "workflow", "workflow_id": workflow}
+    made = workflows.rest.manage("POST", "/triggers", json=trigger)
+    assert made.status_code == 200, made.text
+    trigger_id = made.json()["id"]
+    event = {"type": "order.paid", "data": {"amount": 7}, "subject": "o/1"}
+    assert workflows.rest.manage("POST", "/events", json=event).status_code == 200
+    (run,) = eventually(lambda: workflows.call("GET", "/runs", params={"state": "succeeded"}).json()["runs"])
+    whole = workflows.get(run["id"])
+    assert (whole["trigger_id"], whole["event"]["type"], whole["event"]["data"]) == (
+        trigger_id,
+        "order.paid",
+        {"amount": 7},
+    )
+    assert workflows.steps(whole)["keep"]["input"]["value"] == "7 o/1"
+    refused = workflows.call("DELETE", f"/definitions/{workflow}")
+    assert error(refused)[:2] == (400, "WORKFLOW_IN_USE")
+    assert trigger_id in refused.json()["error"]["message"]
+    assert workflows.rest.manage("DELETE", f"/triggers/{trigger_id}").status_code == 200
+    assert workflows.call("DELETE", f"/definitions/{workflow}").status_code == 200
 
 
 class TestGrpc:

@@ -217,6 +217,7 @@ async def open_site(pool: Pool, changes: Changes, control_url: str, nats_url: st
         await bus.jetstream.delete_stream(stream.NAME)
     publisher = Publisher(bus, SETTINGS)
     await publisher.start()
+    await changes.start()
     project_id = await add_project(pool)
     function_id = await add_function(pool, project_id)
     return Site(pool, bus, publisher, changes, project_id, function_id, control_url, nats_url)

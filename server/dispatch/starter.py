@@ -21,7 +21,7 @@ from server.dispatch.runs import Attempt, Runs
 from server.errors import AtlasError
 from server.events.stream import AWAY
 from server.log import logger
-from server.postgres.control import Connection, Pool, transaction
+from server.postgres.control import Connection, Kept, Pool, transaction
 from server.tiers import Tier
 from server.triggers.cache import Armed, ProjectTriggers
 from server.triggers.definition import Trigger
@@ -60,6 +60,7 @@ class _Known:
 class Starter:
     def __init__(self, pool: Pool, triggers: Triggers, progress: Stream, lease: Lease, room: Room, runs: Runs) -> None:
         self._pool = pool
+        self._kept = Kept(pool)
         self._triggers = triggers
         self._progress = progress
         self._lease = lease
@@ -102,6 +103,7 @@ class Starter:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+            await self._kept.close()
 
     async def _work_for_ever(self) -> None:
         away = False
@@ -154,7 +156,7 @@ class Starter:
         return False
 
     async def _page(self, after: str, ordered: bool, size: int) -> list[Waiting]:
-        async with transaction(self._pool) as conn:
+        async with self._kept.connection() as conn:
             if ordered:
                 return await queued.waiting_in_order(conn, after, size)
             return await queued.waiting(conn, after, size, self._room.free)
@@ -168,7 +170,7 @@ class Starter:
         limited = {each for each in shares if ordered or known[each].armed.trigger.concurrency is not None}
         free = {each: given for each, given in shares.items() if each not in limited}
         if free:
-            async with transaction(self._pool) as conn:
+            async with self._kept.connection() as conn:
                 taken = await queued.take(conn, self._lease.id, free)
             self._run(taken, known)
         if limited:

@@ -26,10 +26,9 @@ NEEDED: Final = ("postgres", "nats")
 PAUSE_S: Final = (0.4, 1.2)
 """Between two kills."""
 
-MOST_FAILURES: Final = 3
-MOST_OF_ANY: Final = 2
-"""Ends of a part within a minute with which it, or one that it needs, may be killed: the supervisor, which has to
-tell a crash from a part that cannot run, gives up the stack at the seventh."""
+MOST_KILLS: Final = 3
+"""Of one part within a minute: the supervisor, which has to tell a crash from a part that cannot run, gives up the
+stack when one ends for the seventh time."""
 
 MINUTE_S: Final = 62.0
 
@@ -67,6 +66,6 @@ class Failures:
 
     def admit(self, name: str) -> bool:
         """Whether the part may be killed."""
-        if name in NEEDED and max(self._recent.values()) > MOST_OF_ANY:
+        if name in NEEDED and max(self._recent.values()) > MOST_KILLS:
             return False
-        return self._recent[name] < MOST_FAILURES
+        return self._recent[name] < MOST_KILLS

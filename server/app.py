@@ -26,7 +26,7 @@ from atlas.triggers.v1 import triggers_service_pb2_grpc
 from atlas.workflows.v1 import workflows_service_pb2_grpc
 from engines.build import build
 from engines.contract import Invocation, Outcome, Program
-from server import parts, process
+from server import parts, prerequisites, process
 from server.dispatch.cancel import Canceller
 from server.dispatch.deliveries import Deliveries
 from server.dispatch.parked_messages import ParkedMessages
@@ -98,6 +98,7 @@ def run_api(settings: Settings, extra: Services = NONE) -> None:
     process.require(settings, NEEDED, "an API process")
 
     async def main(stack: AsyncExitStack, stopping: Stopping) -> None:
+        await prerequisites.present(settings)
         started = await parts.start(settings, stack, "api")
         await _serve(started, extra, stack, stopping)
 

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
 
-from server import parts, process
+from server import parts, prerequisites, process
 from server.dispatch.cron import Cron
 from server.dispatch.dispatcher import Dispatcher
 from server.events import stream
@@ -56,6 +56,7 @@ def run_worker(settings: Settings) -> None:
     process.require(settings, NEEDED, "a worker process")
 
     async def main(stack: AsyncExitStack, stopping: Stopping) -> None:
+        await prerequisites.present(settings)
         started = await parts.start(settings, stack, "worker")
         await _start_writing(started, stack)
         triggers = TriggerCache(started.pool, started.changes)

@@ -409,19 +409,18 @@ class TestFairness:
         assert order.index(other.project_id) <= 5
 
     async def test_a_process_runs_no_more_than_it_may(self, site: Site) -> None:
+        """Three at a time, and nobody goes on before there are three."""
         most = 0
-        running = 0
+        three = asyncio.Barrier(3)
 
-        async def count(attempt: Attempt) -> Output:
-            nonlocal most, running
-            running += 1
-            most = max(most, running)
-            await asyncio.sleep(0.01)
-            running -= 1
+        async def meet(attempt: Attempt) -> Output:
+            nonlocal most
+            most = max(most, len(node.running))
+            await three.wait()
             return Output()
 
-        await site.worker(count, concurrency=3)
-        names = [f"n{number}" for number in range(20)]
+        node = await site.worker(meet, concurrency=3)
+        names = [f"n{number}" for number in range(21)]
         assert (await site.result(await site.run(await site.define([*map(kv, names)]))))[0] == "succeeded"
         assert most == 3
 

@@ -95,7 +95,9 @@ class Settings:
     # Stored objects
     storage_backend: str = field(
         default="disk",
-        metadata=_doc("Where contents of stored objects are: `disk`, or `jetstream` when machines share no file system"),
+        metadata=_doc(
+            "Where contents of stored objects are: `disk`, or `jetstream` when machines share no file system"
+        ),
     )
     storage_dir: Path = field(
         default=Path("./storage-data"), metadata=_doc("Contents of stored objects on disk, shared by all processes")

@@ -9,7 +9,7 @@ from server.stack.places import PlaceError, places
 
 
 def reset(settings: Settings) -> int:
-    """Delete databases, streams, keys and deployed functions, stored objects; refused while the stack runs. The exit status.
+    """Delete databases, streams, keys, functions and stored objects; refused while the stack runs. The exit status.
 
     With a database elsewhere its data is left alone, and the artifacts and contents to which it refers, as well.
     """

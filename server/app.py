@@ -21,6 +21,7 @@ from atlas.health.v1 import health_service_pb2_grpc
 from atlas.metrics.v1 import metrics_service_pb2_grpc
 from atlas.projects.v1 import projects_service_pb2_grpc
 from atlas.runs.v1 import runs_service_pb2_grpc
+from atlas.storage.v1 import storage_service_pb2_grpc
 from engines.build import build
 from engines.contract import Invocation, Outcome, Program
 from server import parts, process
@@ -42,6 +43,7 @@ from server.rpc.invocations import InvocationService
 from server.rpc.metrics import MetricsService
 from server.rpc.projects import ProjectService
 from server.rpc.runs import RunService
+from server.rpc.storage import StorageService
 from server.runs.reader import Reader
 from server.runs.tail import Tail
 from server.settings import Settings
@@ -143,6 +145,8 @@ async def _add_services(boundary: Boundary, started: Parts, tail: Tail, stack: A
     boundary.add(invocation_service_pb2_grpc.add_InvocationServiceServicer_to_server, invocations)
     boundary.add(runs_service_pb2_grpc.add_RunServiceServicer_to_server, RunService(reader, tail, started.catalog))
     boundary.add(events_service_pb2_grpc.add_EventServiceServicer_to_server, EventService(publisher))
+    storage = StorageService(started.storage, started.buckets)
+    boundary.add(storage_service_pb2_grpc.add_StorageServiceServicer_to_server, storage)
     boundary.add(metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server, metrics)
     boundary.add(functions_service_pb2_grpc.add_FunctionServiceServicer_to_server, functions)
     boundary.add(projects_service_pb2_grpc.add_ProjectServiceServicer_to_server, ProjectService(started.projects))

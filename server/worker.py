@@ -10,6 +10,8 @@ from typing import Final
 
 from server import parts, process
 from server.events import stream
+from server.events.outbox import Relay
+from server.events.publisher import Publisher
 from server.invocations.async_worker import AsyncWorker
 from server.invocations.asynchronous import AsyncRuns
 from server.invocations.attempts import Attempts
@@ -40,8 +42,10 @@ def run_worker(settings: Settings) -> None:
         started = await parts.start(settings, stack, "worker")
         await _start_writing(started, stack)
         await _start_running(started, stack)
+        await _start_publishing(started, stack)
         await started.listen()
         parts.repeat(partial(stream.trim, started.bus, settings), TRIM_S, "removing events that are done", stack)
+        parts.repeat(started.sweeper.sweep, SWEEP_S, "removing contents that no object has", stack)
         parts.repeat(started.projects.sweep, TIDY_S, "removing what deleted projects left", stack)
         parts.repeat(started.lifecycle.sweep, TIDY_S, "removing functions and files that are kept no more", stack)
         await _say_ready(settings, stack)
@@ -68,6 +72,15 @@ async def _start_running(started: Parts, stack: AsyncExitStack) -> None:
     await work.start()
     parts.repeat(queue.sweep, SWEEP_S, "removing results of asynchronous runs", stack)
     parts.repeat(Idempotency(started.pool).sweep, SWEEP_S, "removing answers kept for idempotency keys", stack)
+
+
+async def _start_publishing(started: Parts, stack: AsyncExitStack) -> None:
+    """Events that were committed with what they tell of. Before `listen`: they are announced."""
+    publisher = Publisher(started.bus, started.settings)
+    await publisher.start()
+    relay = Relay(started.pool, started.changes, publisher)
+    stack.push_async_callback(relay.close)
+    await relay.start()
 
 
 async def _say_ready(settings: Settings, stack: AsyncExitStack) -> None:

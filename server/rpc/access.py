@@ -25,6 +25,7 @@ _FUNCTIONS: Final = "/atlas.functions.v1.FunctionService/"
 _INVOCATIONS: Final = "/atlas.functions.v1.InvocationService/"
 _RUNS: Final = "/atlas.runs.v1.RunService/"
 _EVENTS: Final = "/atlas.events.v1.EventService/"
+_STORAGE: Final = "/atlas.storage.v1.StorageService/"
 _PROJECTS: Final = "/atlas.projects.v1.ProjectService/"
 
 METHODS: Final[Mapping[str, Access]] = {
@@ -50,6 +51,18 @@ METHODS: Final[Mapping[str, Access]] = {
     _RUNS + "TailRunsHttp": Access.SERVICE,
     _EVENTS + "PublishEvents": Access.SERVICE,
     _EVENTS + "PublishEventsHttp": Access.SERVICE,
+    _STORAGE + "CreateBucket": Access.SERVICE,
+    _STORAGE + "ListBuckets": Access.SERVICE,
+    _STORAGE + "GetBucket": Access.SERVICE,
+    _STORAGE + "UpdateBucket": Access.SERVICE,
+    _STORAGE + "DeleteBucket": Access.SERVICE,
+    _STORAGE + "PutObject": Access.SERVICE,
+    _STORAGE + "PutObjectHttp": Access.SERVICE,
+    _STORAGE + "GetObject": Access.ANY_KEY,
+    _STORAGE + "GetObjectHttp": Access.ANY_KEY,
+    _STORAGE + "GetObjectInfo": Access.ANY_KEY,
+    _STORAGE + "ListObjects": Access.SERVICE,
+    _STORAGE + "DeleteObject": Access.SERVICE,
     _PROJECTS + "CreateProject": Access.ADMIN,
     _PROJECTS + "GetProject": Access.ADMIN,
     _PROJECTS + "ListProjects": Access.ADMIN,

@@ -25,12 +25,14 @@ SERVICES: Final = (
     "atlas.functions.v1.InvocationService",
     "atlas.runs.v1.RunService",
     "atlas.events.v1.EventService",
+    "atlas.storage.v1.StorageService",
     "atlas.metrics.v1.MetricsService",
     "atlas.health.v1.HealthService",
 )
 NOT_FROM_QUERY: Final = (
     *("slug", "rest", "body", "body.data", "body.content_type", "body.contentType", "body.extensions"),
     *("project_id", "projectId", "function_id", "functionId", "key_id", "keyId", "run_id", "runId", "version"),
+    *("bucket", "path"),
 )
 MAX_BODY_BYTES: Final = 6 * 1024 * 1024
 MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024

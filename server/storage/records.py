@@ -39,6 +39,11 @@ class Slice:
     offset: int
     length: int
 
+    def within(self, size_bytes: int) -> "Slice":
+        """What of it there is in a content of that size."""
+        offset = min(self.offset, size_bytes)
+        return Slice(offset, min(self.length, size_bytes - offset))
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectPage:

@@ -6,6 +6,7 @@ put      content noted │ content written │ row, usage and event in one trans
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -35,6 +36,10 @@ ATTEMPTS: Final = 5
 
 RETRY_AFTER_MS: Final = 1_000
 SOURCE: Final = "storage"
+
+
+Part = Callable[[StoredObject], Slice | None]
+"""Chooses what to read of an object; None is all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +111,21 @@ class Storage:
         return stored
 
     async def get(
-        self, project_id: str, bucket: str, path: str, part: Slice | None = None, *, public_only: bool = False
+        self, project_id: str, bucket: str, path: str, part: Part | None = None, *, public_only: bool = False
     ) -> Found:
-        """The object with its content, of `part` what of it there is. NotFound, also of `public_only` when the bucket
-        is private."""
+        """The object with its content, or the part of it that `part` chooses once it is known; what that raises, too.
+
+        NotFound, also of `public_only` when the bucket is private.
+        """
         for _ in range(2):
             stored = await self.info(project_id, bucket, path, public_only=public_only)
-            wanted = part and _clipped(part, stored.size_bytes)
+            chosen = part(stored) if part else None
             try:
-                content = await self._blobs.read(project_id, stored.checksum, stored.size_bytes, wanted)
+                content = await self._blobs.read(project_id, stored.checksum, stored.size_bytes, chosen)
             except BlobsUnavailable as why:
                 raise _away(why) from why
             if content is not None:
-                return Found(stored, wanted, content)
+                return Found(stored, chosen, content)
         # The second time, too: it was not replaced between the two looks.
         log.error("storage.lost", "A content is not in the store", project_id=project_id, sha256=stored.checksum)
         raise Internal("The object's content cannot be read", reason="CONTENT_LOST", metadata={"path": stored.path})
@@ -199,11 +206,6 @@ async def _upsert(
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _clipped(part: Slice, size_bytes: int) -> Slice:
-    offset = min(part.offset, size_bytes)
-    return Slice(offset, min(part.length, size_bytes - offset))
 
 
 def _event(event_type: str, project_id: str, stored: StoredObject, at: datetime, cause: Cause | None) -> Event:

@@ -12,6 +12,7 @@ pytest_plugins = [
     "tests.fix_functions",
     "tests.fix_runs",
     "tests.fix_stack",
+    "tests.fix_outbox",
     "tests.fix_storage",
     "tests.fix_tenants",
     "tests.fix_up",

@@ -11,7 +11,10 @@ from server.settings import Settings, variable
 from server.telemetry.metrics import FAMILIES, RUN_S, WAIT_S
 from server.tiers import MIB, TABLE
 
-FOR_GRPC_CLIENTS = ("InvocationService/Invoke", "RunService/TailRuns", "EventService/PublishEvents")
+FOR_GRPC_CLIENTS = (
+    *("InvocationService/Invoke", "RunService/TailRuns", "EventService/PublishEvents"),
+    *("StorageService/PutObject", "StorageService/GetObject"),
+)
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 

@@ -14,6 +14,7 @@ from typing import Final
 
 from server import paging
 from server.errors import InvalidArgument
+from server.storage.names import parse_path
 from server.storage.records import ObjectPage, StoredObject
 
 _CHECK_BYTES: Final = 8
@@ -52,7 +53,10 @@ def _path(name: str, token: str) -> str:
     check, path = raw[:_CHECK_BYTES], raw[_CHECK_BYTES:]
     if check != _check(name, path):
         raise bad
-    return path.decode()
+    try:
+        return parse_path("page_token", path.decode())  # nothing keeps anybody from making one
+    except (UnicodeDecodeError, InvalidArgument):
+        raise bad from None
 
 
 def _check(name: str, path: bytes) -> bytes:

@@ -18,7 +18,7 @@ from atlas.storage.v1 import storage_service_pb2 as pb
 from atlas.storage.v1.storage_service_pb2_grpc import StorageServiceStub
 from server.events import stream
 from server.events.envelope import Event
-from tests.fix_clients import Rest
+from tests.fix_clients import Rest, connected
 from tests.fix_runs import eventually
 from tests.fix_up import Stack
 
@@ -227,6 +227,19 @@ class TestKeys:
         assert objects.ask("GET", "a").content == b"secret"
         assert theirs.ask("GET", "a").content == b"mine"
 
+    def test_a_deleted_project_leaves_nothing_on_the_disk(
+        self, running_stack: Stack, new_project: Callable[..., Rest]
+    ) -> None:
+        project = new_project()
+        objects = Objects(project, "files")
+        assert objects.put("a", b"gone with it").status_code == 200
+        folder = running_stack.home / "storage" / project.project_id
+        assert len(list(folder.iterdir())) == 1
+        path = f"/v1/projects/{project.project_id}"
+        assert project.request("DELETE", path, key=project.admin_key).status_code == 200
+        assert objects.ask("GET", "a").status_code == 401
+        assert list(folder.glob("*")) == [] or not folder.exists()
+
 
 HOSTILE = [
     "a//b",
@@ -346,6 +359,22 @@ async def test_events_follow(objects: Objects, jetstream: JetStreamContext) -> N
         "metadata": {"n": 1},
     }
     assert delete.data.value == upload.data.value
+
+
+def test_contents_can_be_in_jetstream(make_stack: Callable[..., Stack]) -> None:
+    stack = make_stack(ATLAS_STORAGE_BACKEND="jetstream").start()
+    content = os.urandom(MIB)
+    with connected(stack) as rest:
+        objects = Objects(rest, "files")
+        assert objects.put("a", content).status_code == 200
+        assert objects.ask("GET", "a").content == content
+    stack.stop()
+    stack.start()
+    with connected(stack) as rest:
+        objects = Objects(rest, "files")
+        part = objects.ask("GET", "a", headers={"range": "bytes=500000-600000"})
+        assert (part.status_code, part.content) == (206, content[500_000:600_001])
+    assert not (stack.home / "storage").exists()
 
 
 FUNCTION = """export default async ({bucket, content}) => {

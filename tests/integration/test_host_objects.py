@@ -107,7 +107,7 @@ async def test_refusals_have_a_code(host: InvocationHost, disk_store: Store, pro
         ("bucket_not_found", "storage.list", ["nothing"]),
         ("storage_body_limit", "storage.put", ["b", "p", encoded(b"x" * (MAX_BODY_BYTES + 1))]),
         ("storage_body_limit", "storage.get", ["b", "large"]),
-        ("storage_full", "storage.put", ["b", "more", encoded(b"x" * 1024**2)]),
+        ("storage_full", "storage.put", ["b", "more", encoded(b"x" * 2 * 1024**2)]),
     ]
     for number in range(2):
         await disk_store.put(project_id, f"filling{number}", b"x" * (MAX_BODY_BYTES - 10), bucket="b")

@@ -352,3 +352,11 @@ async def test_an_object_that_is_too_large(disk_store: Store, project_id: str) -
         await disk_store.put(project_id, content=b"x" * (MAX_OBJECT_BYTES + 1))
     assert caught.value.reason == "OBJECT_TOO_LARGE"
     await disk_store.put(project_id, content=b"x" * MAX_OBJECT_BYTES)
+
+
+async def test_metadata_comes_back_as_it_was_written(disk_store: Store, project_id: str) -> None:
+    text = '{"z": 12345678901234567890, "a": [1.10, null, "\\u0000\\n😀"], "deep": {"b": true}}'
+    await disk_store.put(project_id, metadata=text.encode())
+    assert (await disk_store.storage.info(project_id, "files", "a.txt")).metadata.text == text
+    (event,) = await disk_store.events()
+    assert event.data.text.endswith(f'"metadata":{text}}}')

@@ -162,6 +162,14 @@ def test_slices_within_a_content() -> None:
 def test_a_token_belongs_to_its_list() -> None:
     token = tokens._token("ours", "a/é")
     assert tokens.request("ours", 0, token) == tokens.Request("ours", 50, "a/é")
-    for name, text in (("theirs", token), ("ours", token[:-2]), ("ours", "x"), ("ours", "é"), ("ours", "A" * 3000)):
+    forged = [tokens._token("ours", path) for path in ("a\0", "", "a//b", "x" * 2000)]
+    for name, text in (
+        *(("ours", text) for text in forged),
+        ("theirs", token),
+        ("ours", token[:-2]),
+        ("ours", "x"),
+        ("ours", "é"),
+        ("ours", "A" * 3000),
+    ):
         with pytest.raises(InvalidArgument):
             tokens.request(name, 0, text)

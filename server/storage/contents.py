@@ -114,6 +114,9 @@ async def forget(conn: Connection, project_id: str, sha256s: Collection[str]) ->
     await conn.execute(
         "UPDATE storage_usage SET blob_bytes = blob_bytes - %s WHERE project_id = %s", [freed, project_id]
     )
+    await conn.execute(
+        "DELETE FROM storage_usage WHERE project_id = %s AND objects = 0 AND blob_bytes = 0", [project_id]
+    )
 
 
 def _full(what: str, used: int, allowed: int) -> ResourceExhausted:

@@ -66,7 +66,7 @@ def path_of_url(field: str, raw: str) -> str:
     that is none, bytes that are no UTF-8."""
     if _BAD_ESCAPE.search(raw):
         raise _refused(field, raw, "a % in a URL must be followed by two hexadecimal digits; write %25 for itself")
-    segments = [unquote_to_bytes(segment) for segment in raw.split("/")]
+    segments = [unquote_to_bytes(segment.encode("utf-8", "surrogatepass")) for segment in raw.split("/")]
     if any(b"/" in segment for segment in segments):
         raise _refused(field, raw, "a slash in it must not be encoded: it separates segments")
     try:

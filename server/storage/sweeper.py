@@ -45,12 +45,12 @@ class Sweeper:
         """
         while await self._forget_objects(project_id):
             pass
+        async with transaction(self._pool) as conn:
+            await conn.execute(
+                "UPDATE storage_usage SET objects = 0, object_bytes = 0 WHERE project_id = %s", [project_id]
+            )
         while await self._sweep_batch(contents.WRITE_S, project_id):
             pass
-        async with transaction(self._pool) as conn:
-            cursor = await conn.execute("SELECT FROM storage_blobs WHERE project_id = %s LIMIT 1", [project_id])
-            if not cursor.rowcount:
-                await conn.execute("DELETE FROM storage_usage WHERE project_id = %s", [project_id])
 
     async def _forget_objects(self, project_id: str) -> int:
         async with transaction(self._pool) as conn:

@@ -143,6 +143,7 @@ def test_metadata() -> None:
     for raw in (
         b"1",
         b"[]",
+        b'{"a":[' + b"1," * 99 + b"1]}",
         b"{",
         b"\xff",
         b'{"a":"\\ud800"}',

@@ -168,7 +168,7 @@ class PutObjectRequest(_message.Message):
     """ALREADY_EXISTS (OBJECT_EXISTS) when there is one of that name."""
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """At most 4,096 bytes as JSON, nested at most 8 deep."""
+        """At most 4,096 bytes as JSON and 100 values, nested at most 8 deep."""
 
     def __init__(
         self,

@@ -88,15 +88,13 @@ async def count(conn: Connection, project_id: str, *, objects: int, size_bytes: 
         raise _full(f"{total_bytes} bytes would be stored of the project", total_bytes, quota_bytes)
 
 
-async def claim_loose(
-    conn: Connection, *, most: int, older_than_s: float = GRACE_S, project_id: str | None = None
-) -> Mapping[str, Collection[str]]:
+async def claim_loose(conn: Connection, *, most: int, older_than_s: float) -> Mapping[str, Collection[str]]:
     """At most so many contents that no object has had for that long, by project; nobody writes them until the
     transaction ends."""
     cursor = await conn.execute(
         "SELECT project_id, sha256 FROM storage_blobs WHERE loose_since < clock_timestamp() - make_interval(secs => %s)"
-        " AND (%s::uuid IS NULL OR project_id = %s::uuid) ORDER BY loose_since LIMIT %s FOR UPDATE SKIP LOCKED",
-        [older_than_s, project_id, project_id, most],
+        " ORDER BY loose_since LIMIT %s FOR UPDATE SKIP LOCKED",
+        [older_than_s, most],
     )
     found: dict[str, list[str]] = {}
     for owner, sha256 in await cursor.fetchall():

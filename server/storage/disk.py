@@ -20,16 +20,18 @@ from server.storage.records import Slice
 ATTEMPTS: Final = 3
 """At writing: the folder may be removed under us when it has become empty."""
 
+TEMPORARY: Final = "unfinished"
+"""The folder of files on their way, beside those of projects."""
+
 TEMPORARY_S: Final = 3600.0
 """Age after which a half-written file is nobody's work in progress."""
 
-_TEMPORARY: Final = ".tmp-"
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # NONBLOCK: a FIFO must not hang us
 _WRITE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class DiskBlobs:
-    """`server.storage.blobs.Blobs`. What a killed writer left goes later, when something of its project is removed."""
+    """`server.storage.blobs.Blobs`. What a killed writer left goes an hour later, when something is removed."""
 
     def __init__(self, root: Path) -> None:
         """`root` is made when it is first needed; only our user can read it."""
@@ -60,13 +62,14 @@ class DiskBlobs:
     def _write(self, project_id: str, sha256: str, data: bytes) -> None:
         path = self._root / project_id
         for attempt in range(ATTEMPTS):
-            with contextlib.suppress(FileExistsError):
-                path.mkdir(mode=0o700, parents=True)
-                with _opened(self._root) as root:
-                    os.fsync(root)
+            for made in (self._root / TEMPORARY, path):
+                with contextlib.suppress(FileExistsError):
+                    made.mkdir(mode=0o700, parents=True)
+                    with _opened(self._root) as root:
+                        os.fsync(root)
             try:
-                with _opened(path) as folder:
-                    _put(folder, sha256, data)
+                with _opened(self._root / TEMPORARY) as temporary, _opened(path) as folder:
+                    _put(temporary, folder, sha256, data)
                     os.fsync(folder)
             except FileNotFoundError:
                 if attempt + 1 == ATTEMPTS:
@@ -91,10 +94,11 @@ class DiskBlobs:
             for sha256 in sha256s:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(sha256, dir_fd=folder)
-            if not _tidy(folder, time.time() - TEMPORARY_S):
-                with contextlib.suppress(OSError):  # somebody has put something there
-                    path.rmdir()
             os.fsync(folder)
+            with contextlib.suppress(OSError):  # not empty
+                path.rmdir()
+        with contextlib.suppress(FileNotFoundError), _opened(self._root / TEMPORARY) as temporary:
+            _tidy(temporary, time.time() - TEMPORARY_S)
 
 
 @contextlib.contextmanager
@@ -106,28 +110,24 @@ def _opened(folder: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _tidy(folder: int, before: float) -> int:
-    """Remove what killed writers left before that time; how many other files there are."""
-    count = 0
-    with os.scandir(folder) as entries:
+def _tidy(temporary: int, before: float) -> None:
+    """Remove what killed writers left before that time."""
+    with os.scandir(temporary) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):
-                if entry.name.startswith(_TEMPORARY) and entry.stat(follow_symlinks=False).st_mtime < before:
-                    os.unlink(entry.name, dir_fd=folder)
-                    continue
-            count += 1
-    return count
+                if entry.stat(follow_symlinks=False).st_mtime < before:
+                    os.unlink(entry.name, dir_fd=temporary)
 
 
-def _put(folder: int, name: str, data: bytes) -> None:
-    temporary = f"{_TEMPORARY}{secrets.token_hex(8)}"
+def _put(temporary: int, folder: int, name: str, data: bytes) -> None:
+    half = secrets.token_hex(16)
     try:
-        with os.fdopen(os.open(temporary, _WRITE, 0o600, dir_fd=folder), "wb") as file:
+        with os.fdopen(os.open(half, _WRITE, 0o600, dir_fd=temporary), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.rename(half, name, src_dir_fd=temporary, dst_dir_fd=folder)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary, dir_fd=folder)
+            os.unlink(half, dir_fd=temporary)
         raise

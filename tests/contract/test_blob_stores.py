@@ -3,11 +3,14 @@
 import asyncio
 import hashlib
 import os
+import time
 import uuid
+from pathlib import Path
 
 import pytest
 
 from server.storage.blobs import Blobs
+from server.storage.disk import DiskBlobs
 from server.storage.jetstream import CHUNK_BYTES
 from server.storage.records import Slice
 
@@ -69,3 +72,15 @@ async def test_what_is_removed_is_gone_and_its_neighbours_are_not(blobs: Blobs) 
     await blobs.remove(PROJECT, [sha(b"b")])
     await blobs.write(PROJECT, sha(b"a"), b"a")
     assert await blobs.read(PROJECT, sha(b"a"), 1) == b"a"
+
+
+async def test_half_written_files_go_after_an_hour(tmp_path: Path) -> None:
+    disk = DiskBlobs(tmp_path)
+    await disk.write(PROJECT, sha(b"a"), b"a")
+    unfinished = tmp_path / "unfinished"
+    for name, age_s in (("old", 3700), ("new", 3500)):
+        (unfinished / name).write_bytes(b"half")
+        os.utime(unfinished / name, (time.time() - age_s,) * 2)
+    await disk.remove(PROJECT, [sha(b"a")])
+    assert [path.name for path in unfinished.iterdir()] == ["new"]
+    assert not (tmp_path / PROJECT).exists()

@@ -22,6 +22,7 @@ from engines.runtimes import Runtime
 from engines.v8.builtins import BUILTINS
 from engines.wasm import javy
 from engines.wasm.engine import Wasm
+from server.dispatch.retention import LedgerRetention
 from server.events.bus import EventBus
 from server.events.outbox import Outbox
 from server.functions.artifacts import Artifacts
@@ -56,6 +57,7 @@ from server.telemetry.metrics import Metrics
 from server.telemetry.numbers import Numbers
 from server.telemetry.tracers import tracer
 from server.telemetry.tracing import Tracer
+from server.workflows.retention import WorkflowRetention
 
 log = logger("parts")
 
@@ -106,6 +108,9 @@ class Parts:
     storage: Storage
     buckets: Buckets
     sweeper: Sweeper
+    ledger_retention: LedgerRetention
+    workflow_retention: WorkflowRetention
+    fetcher: Fetcher
     hosts: HostApi
     projects: Projects
     keyring: Keyring
@@ -174,7 +179,20 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
     blobs = await _blobs(settings, bus)
     outbox, sweeper = Outbox(changes), Sweeper(pool, blobs)
     storage = Storage(pool, blobs, outbox, quota_mb=settings.storage_quota_mb)
-    removals = (keyvalue.clear, artifacts.remove_project, retention.remove_project, sweeper.remove_project)
+    ledger_retention = LedgerRetention(
+        pool,
+        events_keep_hours=settings.events_keep_hours,
+        dead_letters_keep_days=settings.dead_letters_keep_days,
+    )
+    workflow_retention = WorkflowRetention(pool, keep_hours=settings.runs_keep_hours)
+    removals = (
+        keyvalue.clear,
+        artifacts.remove_project,
+        retention.remove_project,
+        ledger_retention.remove_project,
+        workflow_retention.remove_project,
+        sweeper.remove_project,
+    )
     projects = Projects(pool, changes, tenants, removals=removals)
     stack.push_async_callback(changes.close)
 
@@ -206,6 +224,9 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
         storage=storage,
         buckets=Buckets(pool),
         sweeper=sweeper,
+        ledger_retention=ledger_retention,
+        workflow_retention=workflow_retention,
+        fetcher=fetcher,
         hosts=hosts,
         projects=projects,
         keyring=keyring,

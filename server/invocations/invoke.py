@@ -29,7 +29,8 @@ from engines.contract import (
 from engines.runtimes import EngineNotReady
 from engines.sourcemap import CODE_FILE, MOST_PLACES, translate_stack
 from server.clock import Clock, SystemClock
-from server.errors import AtlasError, Unavailable, Unimplemented
+from server.errors import AtlasError, NotFound, Unavailable, Unimplemented
+from server.fields import shown
 from server.functions.catalog import Catalog, Resolved
 from server.functions.compiling import not_ready
 from server.functions.outcomes import error_of
@@ -74,6 +75,8 @@ class Call:
     slug: str
     body: Body
     request: Request
+    function_id: str | None = None  # the function that is meant, if that is known: the slug may be another's now
+    event: bytes | None = None  # JSON text: what the function sees as `ctx.event`
     trigger: str = "http"  # or `grpc`, `async`, the id of a trigger
     request_id: str = ""
     traceparent: str = ""  # the W3C header of who asked
@@ -124,9 +127,12 @@ class Invoker:
     async def invoke(self, call: Call) -> Finished:
         """A run that ended OK; every other outcome is raised as the error its caller is told, with its `run_id`.
 
-        NotFound when the project has no function of that slug. However a run ends, a record of it goes to the sink.
+        NotFound when the project has no function of that slug, or not the one that is meant. However a run ends, a
+        record of it goes to the sink.
         """
         resolved = await self._catalog.resolve(call.project_id, call.slug)
+        if call.function_id not in (None, resolved.function.id):
+            raise _replaced(call.slug)
         with self._observer.run(resolved, call.run_id, call.traceparent) as observed:
             run = self._begun(call, resolved.function, observed.span.trace_id)
             try:
@@ -205,8 +211,17 @@ def _invocation(call: Call, env_json: bytes) -> Invocation:
         "invocation_id": call.run_id,
         "project_id": call.project_id,
     }
-    told = orjson.dumps(context)[:-1] + b',"env":' + env_json + b"}"
+    event = b"" if call.event is None else b',"event":' + call.event
+    told = orjson.dumps(context)[:-1] + event + b',"env":' + env_json + b"}"
     return Invocation(id=call.run_id, input=call.body.data, input_kind=call.body.kind, context=told)
+
+
+def _replaced(slug: str) -> NotFound:
+    return NotFound(
+        f"The function that was meant is deleted; {shown(slug)} is another one now",
+        reason="FUNCTION_NOT_FOUND",
+        metadata={"slug": slug[:100]},
+    )
 
 
 def _in_source_terms(result: Result, source_map: bytes | None) -> Result:

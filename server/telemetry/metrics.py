@@ -74,12 +74,54 @@ RPC_S: Final = Family(
 RECORDS_DROPPED: Final = Family(
     "atlas_run_records_dropped_total", "counter", (), "Records of runs given up because they could not be written"
 )
+EVENTS: Final = Family(
+    "atlas_events_total", "counter", ("result",), "Events taken from the stream: matched, unmatched or parked"
+)
+DELIVERIES: Final = Family(
+    "atlas_deliveries_total",
+    "counter",
+    ("outcome",),
+    "Attempts at deliveries that ended: done, retried, refused for want of room, dead or cancelled",
+)
+DELIVERY_LAG_S: Final = Family(
+    "atlas_delivery_lag_seconds", "histogram", (), "From the stream, or the ledger, to the first attempt", RUN_S
+)
+DELIVERIES_RUNNING: Final = Family("atlas_deliveries_running", "gauge", (), "Deliveries that run now")
+DELIVERIES_QUEUED: Final = Family(
+    "atlas_deliveries_queued", "gauge", (), "Deliveries that are queued: to run at once, in their order, or later"
+)
+CRON_TICKS: Final = Family(
+    "atlas_cron_ticks_total", "counter", ("verdict",), "Ticks of cron triggers: fired, missed or overlapped"
+)
+CRON_LATENESS_S: Final = Family(
+    "atlas_cron_lateness_seconds",
+    "histogram",
+    (),
+    "From the minute of a tick that fired to its place in the stream",
+    RUN_S,
+)
+WORKFLOW_RUNS: Final = Family(
+    "atlas_workflow_runs_total", "counter", ("state",), "Workflow runs that ended: succeeded, failed or cancelled"
+)
+WORKFLOW_STEPS: Final = Family(
+    "atlas_workflow_steps_total",
+    "counter",
+    ("type", "outcome"),
+    "Attempts at steps of workflows: succeeded, failed, retried, refused (no room), waiting or lost",
+)
+WORKFLOW_STEP_S: Final = Family(
+    "atlas_workflow_step_duration_seconds", "histogram", ("type",), "How long attempts at steps took", RUN_S
+)
+WORKFLOW_RUNNING: Final = Family("atlas_workflow_steps_running", "gauge", (), "Steps of workflows that run now")
 
 FAMILIES: Final[Mapping[str, Family]] = {
     family.name: family
     for family in (
         *(INVOCATIONS, INVOCATION_S, QUEUE_S, BOOT_S, CHILDREN, CRASHES),
         *(HOST_CALLS, HOST_CALL_S, RPCS, RPC_S, RECORDS_DROPPED),
+        *(EVENTS, DELIVERIES, DELIVERY_LAG_S, DELIVERIES_RUNNING, DELIVERIES_QUEUED),
+        *(CRON_TICKS, CRON_LATENESS_S),
+        *(WORKFLOW_RUNS, WORKFLOW_STEPS, WORKFLOW_STEP_S, WORKFLOW_RUNNING),
     )
 }
 
@@ -159,3 +201,14 @@ class Metrics:
         self.rpcs = Series(found, RPCS, Number)
         self.rpc_s = Series(found, RPC_S, Histogram)
         self.records_dropped = Series(found, RECORDS_DROPPED, Number)
+        self.events = Series(found, EVENTS, Number)
+        self.deliveries = Series(found, DELIVERIES, Number)
+        self.delivery_lag_s = Series(found, DELIVERY_LAG_S, Histogram)
+        self.deliveries_running = Series(found, DELIVERIES_RUNNING, Number)
+        self.deliveries_queued = Series(found, DELIVERIES_QUEUED, Number)
+        self.cron_ticks = Series(found, CRON_TICKS, Number)
+        self.cron_lateness_s = Series(found, CRON_LATENESS_S, Histogram)
+        self.workflow_runs = Series(found, WORKFLOW_RUNS, Number)
+        self.workflow_steps = Series(found, WORKFLOW_STEPS, Number)
+        self.workflow_step_s = Series(found, WORKFLOW_STEP_S, Histogram)
+        self.workflow_running = Series(found, WORKFLOW_RUNNING, Number)

@@ -19,6 +19,7 @@ from atlas.storage.v1.storage_service_pb2_grpc import StorageServiceStub
 from server.events import stream
 from server.events.envelope import Event
 from tests.fix_clients import Rest, connected
+from tests.fix_clients import eventually as waited_for
 from tests.fix_runs import eventually
 from tests.fix_up import Stack
 
@@ -359,6 +360,37 @@ async def test_events_follow(objects: Objects, jetstream: JetStreamContext) -> N
         "metadata": {"n": 1},
     }
     assert delete.data.value == upload.data.value
+
+
+def test_a_trigger_runs_on_what_is_uploaded(new_project: Callable[..., Rest]) -> None:
+    rest = new_project()
+    source = """export default async (event, ctx) => {
+      const {bucket, path, size} = event.data;
+      const found = await atlas.storage.get(bucket, path);
+      const metadata = {type: ctx.event.type, size};
+      await atlas.storage.put("derived", path, (await found.text()).toUpperCase(), {metadata});
+    }"""
+    function_id = rest.deployed(source, slug="derive")
+    wanted = {
+        "event_type": "storage.upload",
+        "target_type": "function",
+        "function_id": function_id,
+        "conditions": [{"field": "bucket", "op": "eq", "value": "incoming"}],
+    }
+    made = rest.manage("POST", "/triggers", json=wanted)
+    assert made.status_code == 200, made.text
+    for number in range(5):
+        assert Objects(rest, "incoming").put(f"{number}.txt", b"text %d" % number).status_code == 200
+        assert Objects(rest, "ignored").put(f"{number}.txt").status_code == 200
+    derived = Objects(rest, "derived")
+
+    def all_of_them() -> Any:
+        listed = derived.ask("GET")
+        return listed.status_code == 200 and len(listed.json()["objects"]) == 5 and listed.json()["objects"]
+
+    for number, stored in enumerate(waited_for(all_of_them)):
+        assert (stored["path"], stored["metadata"]) == (f"{number}.txt", {"type": "storage.upload", "size": 6})
+        assert derived.ask("GET", stored["path"]).text == f"TEXT {number}"
 
 
 def test_contents_can_be_in_jetstream(make_stack: Callable[..., Stack]) -> None:

@@ -12,9 +12,9 @@ CREATE TABLE triggers (
   retry       jsonb       NOT NULL DEFAULT '{}', -- what differs from the default policy
   order_key   text,                              -- a path into the event
   concurrency integer     CHECK (concurrency BETWEEN 1 AND 1000),
-  since       timestamptz NOT NULL DEFAULT now(), -- when it was created or enabled, or its schedule written
+  since       timestamptz NOT NULL DEFAULT now(), -- when it was created or enabled, or its schedule or zone written
   created_at  timestamptz NOT NULL DEFAULT now(),
-  updated_at  timestamptz NOT NULL DEFAULT now(),
+  updated_at  timestamptz NOT NULL DEFAULT now(), -- another one after every change
   CHECK ((target_type = 'function') = (function_id IS NOT NULL)),
   CHECK ((target_type = 'workflow') = (workflow_id IS NOT NULL)),
   FOREIGN KEY (function_id, project_id) REFERENCES functions (id, project_id) ON DELETE CASCADE,
@@ -23,3 +23,15 @@ CREATE TABLE triggers (
 CREATE INDEX triggers_newest ON triggers (project_id, created_at DESC, id DESC);
 CREATE INDEX triggers_of_function ON triggers (function_id, project_id) WHERE function_id IS NOT NULL;
 CREATE INDEX triggers_of_workflow ON triggers (workflow_id, project_id) WHERE workflow_id IS NOT NULL;
+
+-- A trigger goes with its function or workflow, too, and every process hears of it (server.postgres.changes). Not with
+-- its project: that is announced as a whole.
+CREATE FUNCTION announce_gone_triggers() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM pg_notify('atlas_changes', format('trigger:%s/%s', gone.project_id, gone.id))
+    FROM gone WHERE EXISTS (SELECT FROM projects p WHERE p.id = gone.project_id);
+  RETURN NULL;
+END
+$$;
+CREATE TRIGGER triggers_gone AFTER DELETE ON triggers REFERENCING OLD TABLE AS gone
+  FOR EACH STATEMENT EXECUTE FUNCTION announce_gone_triggers();

@@ -19,8 +19,8 @@ CREATE TABLE deliveries (
   sequence    bigint      NOT NULL,              -- of the event in the stream; 0 of a tick that never was in it
   state       text        NOT NULL CHECK (state IN ('queued', 'running', 'held', 'done', 'dead', 'skipped', 'cancelled')),
   order_key   text,
-  due_at      timestamptz NOT NULL,              -- queued: when it may start; running: when its lease is over
-  lease       uuid,
+  due_at      timestamptz NOT NULL,              -- queued: when it may start
+  lease       uuid,                              -- running: of the process that runs it
   run_id      uuid,                              -- of the attempt that runs or ran last
   began_at    timestamptz,                       -- when that attempt began
   attempts    integer     NOT NULL DEFAULT 0,    -- begun, since it was made or replayed
@@ -29,17 +29,31 @@ CREATE TABLE deliveries (
   outcome     text        NOT NULL DEFAULT '',   -- of the last attempt that ended
   error       json,                              -- {"reason", "message"} of the last attempt, or why it was skipped
   created_at  timestamptz NOT NULL DEFAULT now(),
-  finished_at timestamptz
+  finished_at timestamptz,
+  replays     integer     NOT NULL DEFAULT 0,
+  replayed_at timestamptz,                       -- the last time
+  released_at timestamptz                        -- from the hold of a paused trigger
 ) WITH (fillfactor = 70);
 CREATE INDEX deliveries_newest ON deliveries (project_id, created_at DESC, id DESC);
 CREATE INDEX deliveries_of_trigger ON deliveries (trigger_id, created_at DESC, id DESC);
 CREATE INDEX deliveries_of_event ON deliveries (project_id, event_id);
-CREATE INDEX deliveries_dead ON deliveries (project_id, created_at DESC, id DESC) WHERE state = 'dead';
-CREATE INDEX deliveries_waiting ON deliveries (trigger_id, due_at) WHERE state = 'queued';
-CREATE INDEX deliveries_running ON deliveries (lease) WHERE state = 'running';
+CREATE INDEX deliveries_of_type ON deliveries (project_id, event_type, created_at DESC, id DESC);
+CREATE INDEX deliveries_of_state ON deliveries (project_id, state, created_at DESC, id DESC) WHERE state <> 'done';
+CREATE INDEX deliveries_failed ON deliveries (project_id, outcome, created_at DESC, id DESC)
+  WHERE outcome NOT IN ('', 'ok');
+CREATE INDEX deliveries_waiting ON deliveries (trigger_id, due_at) WHERE state = 'queued' AND order_key IS NULL;
+CREATE INDEX deliveries_running ON deliveries (trigger_id, lease) WHERE state = 'running';
+CREATE INDEX deliveries_held ON deliveries (trigger_id) WHERE state = 'held';
 CREATE INDEX deliveries_ordered ON deliveries (trigger_id, order_key, sequence)
   WHERE order_key IS NOT NULL AND state IN ('queued', 'running', 'held');
-CREATE INDEX deliveries_finished ON deliveries (finished_at) WHERE finished_at IS NOT NULL;
+CREATE INDEX deliveries_over ON deliveries (finished_at) WHERE state IN ('done', 'skipped', 'cancelled');
+CREATE INDEX deliveries_dead ON deliveries (finished_at) WHERE state = 'dead';
+
+-- Who runs deliveries: one row for each process, renewed as long as it lives. What runs under another lease is lost.
+CREATE TABLE dispatch_leases (
+  id         uuid        PRIMARY KEY,
+  expires_at timestamptz NOT NULL
+) WITH (fillfactor = 10);
 
 -- Messages of the stream that are no events, with the reason. Kept for operators.
 CREATE TABLE parked_messages (

@@ -1,0 +1,42 @@
+"""Messages of the stream that are no events: kept for operators, with the reason, so that they block nothing."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from server.dispatch.consumer import Message
+from server.fields import well_formed
+from server.log import logger
+from server.postgres.control import Connection
+
+log = logger("dispatch")
+
+KEPT_BYTES: Final = 64 * 1024
+MAX_REASON_CHARS: Final = 1_000
+
+
+async def park(conn: Connection, strange: Sequence[tuple[Message, str]]) -> None:
+    """Store them, each with why it is no event."""
+    async with conn.pipeline():
+        for message, reason in strange:
+            await conn.execute(
+                "INSERT INTO parked_messages (sequence, subject, reason, body, body_bytes, parked_at)"
+                " VALUES (%s, %s, %s, %s, %s, clock_timestamp())",
+                [
+                    message.sequence,
+                    _storable(message.subject),
+                    _storable(reason[:MAX_REASON_CHARS]),
+                    message.body[:KEPT_BYTES],
+                    len(message.body),
+                ],
+            )
+    first, why = strange[0]
+    log.warning(
+        "dispatch.parked",
+        f"{len(strange)} messages of the stream are no events and are parked; the first: {why}",
+        sequence=first.sequence,
+        parked=len(strange),
+    )
+
+
+def _storable(text: str) -> str:
+    return well_formed(text).replace("\0", "\N{REPLACEMENT CHARACTER}")

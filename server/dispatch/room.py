@@ -1,0 +1,93 @@
+"""How many deliveries of which trigger may run in this process: its slots, and who may have one. Pure.
+
+Of `total` slots one trigger has at most `most`, and the last `reserved` are for triggers of which nothing runs: slow
+runs of one, or of a few, are never all that runs.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final
+
+SHARE: Final = 2
+"""One trigger has at most one in so many slots."""
+
+RESERVED: Final = 8
+"""One slot in so many is for triggers of which nothing runs."""
+
+QUICK_S: Final = 0.1
+"""Mean time in a slot, of a trigger whose pairs had better wait for one: half of 64 slots serve 320 a second."""
+
+PATIENCE_S: Final = 2.0
+LEAST_PATIENCE_S: Final = 0.05
+WEIGHT: Final = 0.1
+"""Of the latest run in that mean."""
+
+
+class Room:
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._most = max(1, total // SHARE)
+        self._reserved = total // RESERVED
+        self._running: Counter[str] = Counter()
+        self._taken = 0
+        self._slot_s: dict[str, float] = {}  # of the triggers that have run here
+
+    def __repr__(self) -> str:
+        return f"<Room {self._taken} of {self._total} taken, by {len(self._running)} triggers>"
+
+    @property
+    def taken(self) -> int:
+        return self._taken
+
+    @property
+    def free(self) -> int:
+        return self._total - self._taken
+
+    def left(self, trigger_id: str) -> int:
+        """How many more of it may run now."""
+        running = self._running.get(trigger_id, 0)
+        unreserved = self.free - self._reserved
+        if running == 0 and unreserved < 1:
+            return min(1, self.free)
+        return max(0, min(self._most - running, unreserved))
+
+    def take(self, trigger_id: str, *, however: bool = False) -> bool:
+        """A slot for it, to be given back; False when it may have none now, unless it must have one."""
+        if not however and self.left(trigger_id) < 1:
+            return False
+        self._running[trigger_id] += 1
+        self._taken += 1
+        return True
+
+    def patience_s(self, trigger_id: str) -> float:
+        """How long a pair had better wait for a slot rather than be queued."""
+        return PATIENCE_S if self._slot_s.get(trigger_id, QUICK_S) < QUICK_S else LEAST_PATIENCE_S
+
+    def used(self, trigger_id: str, seconds: float) -> None:
+        """A slot was held by a run of it for so long."""
+        mean_s = self._slot_s.get(trigger_id, seconds)
+        self._slot_s[trigger_id] = mean_s + WEIGHT * (seconds - mean_s)
+
+    def give_back(self, trigger_id: str) -> None:
+        self._taken -= 1
+        self._running[trigger_id] -= 1
+        if not self._running[trigger_id]:
+            del self._running[trigger_id]
+
+    def shares(self, waiting: Mapping[str, int]) -> dict[str, int]:
+        """How many of the slots that are free now each waiting trigger gets, of which so many could start: one by one
+        to the one of which the fewest run."""
+        given: Counter[str] = Counter()
+        left = dict(waiting)
+        while left:
+            poorest = min(left, key=lambda each: self._running[each] + given[each])
+            if left[poorest] <= 0 or not self._would_get(poorest, given[poorest], given.total()):
+                del left[poorest]
+                continue
+            given[poorest] += 1
+            left[poorest] -= 1
+        return dict(+given)
+
+    def _would_get(self, trigger_id: str, given: int, given_in_all: int) -> bool:
+        running, free = self._running.get(trigger_id, 0) + given, self.free - given_in_all
+        return free > (self._reserved if running else 0) and running < self._most

@@ -13,6 +13,7 @@ from server import parts, prerequisites, process
 from server.dispatch.cron import Cron
 from server.dispatch.dispatcher import Dispatcher
 from server.events import stream
+from server.events.outbox import Relay
 from server.events.publisher import Publisher
 from server.invocations.async_worker import AsyncWorker
 from server.invocations.asynchronous import AsyncRuns
@@ -62,6 +63,7 @@ def run_worker(settings: Settings) -> None:
         triggers = TriggerCache(started.pool, started.changes)
         dispatcher = _dispatcher(started, triggers)
         drains = (await _start_running(started, stack), await _start_workflows(started, stack), dispatcher.close)
+        await _start_publishing(started, stack)
         await started.listen()
         await triggers.start()
         stack.push_async_callback(dispatcher.close)
@@ -69,6 +71,7 @@ def run_worker(settings: Settings) -> None:
         parts.repeat(dispatcher.sample, SAMPLE_S, "counting deliveries", stack)
         await _start_cron(started, triggers, stack)
         parts.repeat(partial(stream.trim, started.bus, settings), TRIM_S, "removing events that are done", stack)
+        parts.repeat(started.sweeper.sweep, SWEEP_S, "removing contents that no object has", stack)
         parts.repeat(started.ledger_retention.sweep, SWEEP_S, "removing deliveries that are kept no more", stack)
         parts.repeat(started.projects.sweep, TIDY_S, "removing what deleted projects left", stack)
         parts.repeat(started.lifecycle.sweep, TIDY_S, "removing functions and files that are kept no more", stack)
@@ -141,6 +144,15 @@ async def _start_workflows(started: Parts, stack: AsyncExitStack) -> Drain:
     await work.start()
     parts.repeat(started.workflow_retention.sweep, SWEEP_S, "removing old workflow runs", stack)
     return work.close
+
+
+async def _start_publishing(started: Parts, stack: AsyncExitStack) -> None:
+    """Events that were committed with what they tell of. Before `listen`: they are announced."""
+    publisher = Publisher(started.bus, started.settings)
+    await publisher.start()
+    relay = Relay(started.pool, started.changes, publisher)
+    stack.push_async_callback(relay.close)
+    await relay.start()
 
 
 async def _say_ready(settings: Settings, stack: AsyncExitStack) -> None:

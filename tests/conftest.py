@@ -13,6 +13,8 @@ pytest_plugins = [
     "tests.fix_functions",
     "tests.fix_runs",
     "tests.fix_stack",
+    "tests.fix_outbox",
+    "tests.fix_storage",
     "tests.fix_tenants",
     "tests.fix_triggers",
     "tests.fix_ledger",

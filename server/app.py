@@ -26,10 +26,12 @@ from atlas.health.v1 import health_service_pb2_grpc
 from atlas.metrics.v1 import metrics_service_pb2_grpc
 from atlas.projects.v1 import projects_service_pb2_grpc
 from atlas.runs.v1 import runs_service_pb2_grpc
+from atlas.storage.v1 import storage_service_pb2_grpc
 from atlas.triggers.v1 import triggers_service_pb2_grpc
+from atlas.workflows.v1 import workflows_service_pb2_grpc
 from engines.build import build
 from engines.contract import Invocation, Outcome, Program
-from server import parts, process
+from server import parts, prerequisites, process
 from server.dispatch.cancel import Canceller
 from server.dispatch.consequences import Lineages
 from server.dispatch.deliveries import Deliveries
@@ -56,7 +58,9 @@ from server.rpc.metrics import MetricsService
 from server.rpc.parked_messages import ParkedMessageService
 from server.rpc.projects import ProjectService
 from server.rpc.runs import RunService
+from server.rpc.storage import StorageService
 from server.rpc.triggers import TriggerService
+from server.rpc.workflows import WorkflowService
 from server.runs.reader import Reader
 from server.runs.tail import Tail
 from server.settings import Settings
@@ -64,6 +68,9 @@ from server.tiers import limits_of
 from server.triggers.backtest import Backtester
 from server.triggers.diagnosis import Diagnostician
 from server.triggers.store import Triggers
+from server.workflows.runs import Workflows
+from server.workflows.store import Definitions
+from server.workflows.watch import Watching
 
 log = logger("api")
 
@@ -100,6 +107,7 @@ def run_api(settings: Settings, extra: Services = NONE) -> None:
     process.require(settings, NEEDED, "an API process")
 
     async def main(stack: AsyncExitStack, stopping: Stopping) -> None:
+        await prerequisites.present(settings)
         started = await parts.start(settings, stack, "api")
         await _serve(started, extra, stack, stopping)
 
@@ -140,7 +148,9 @@ async def _probe_sandbox(started: Parts) -> Probe:
     return probe
 
 
-async def _add_services(boundary: Boundary, started: Parts, tail: Tail, stack: AsyncExitStack) -> None:
+async def _add_services(
+    boundary: Boundary, started: Parts, tail: Tail, workflows: WorkflowService, stack: AsyncExitStack
+) -> None:
     queue = AsyncRuns(started.pool, started.changes, started.catalog, started.recorder)
     idempotency = Idempotency(started.pool)
     stack.push_async_callback(idempotency.close)
@@ -166,8 +176,11 @@ async def _add_services(boundary: Boundary, started: Parts, tail: Tail, stack: A
     boundary.add(invocation_service_pb2_grpc.add_InvocationServiceServicer_to_server, invocations)
     boundary.add(runs_service_pb2_grpc.add_RunServiceServicer_to_server, RunService(reader, tail, started.catalog))
     boundary.add(events_service_pb2_grpc.add_EventServiceServicer_to_server, EventService(publisher))
+    storage = StorageService(started.storage, started.buckets)
+    boundary.add(storage_service_pb2_grpc.add_StorageServiceServicer_to_server, storage)
     _add_ledger(boundary, started)
     boundary.add(triggers_service_pb2_grpc.add_TriggerServiceServicer_to_server, triggers)
+    boundary.add(workflows_service_pb2_grpc.add_WorkflowServiceServicer_to_server, workflows)
     boundary.add(metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server, metrics)
     boundary.add(functions_service_pb2_grpc.add_FunctionServiceServicer_to_server, functions)
     boundary.add(projects_service_pb2_grpc.add_ProjectServiceServicer_to_server, ProjectService(started.projects))
@@ -197,7 +210,10 @@ async def _serve(started: Parts, extra: Services, stack: AsyncExitStack, stoppin
     )
     tail = Tail(started.bus)
     stack.push_async_callback(tail.close)
-    await _add_services(Boundary(server, gate, started.metrics), started, tail, stack)
+    runs = Workflows(started.pool, started.bus, metrics=started.metrics)
+    watching = Watching(runs, started.bus)
+    workflows = WorkflowService(Definitions(started.pool), runs, watching)
+    await _add_services(Boundary(server, gate, started.metrics), started, tail, workflows, stack)
     standard_health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(standard_health, server)
     services = sorted({method.split("/")[1] for method in METHODS})
@@ -220,6 +236,7 @@ async def _serve(started: Parts, extra: Services, stack: AsyncExitStack, stoppin
         log.info("api.draining", "Finishing what runs, taking nothing new")
         await standard_health.enter_graceful_shutdown()
         await tail.close()
+        watching.close()
         if number is signal.SIGTERM:
             await asyncio.sleep(DRAIN_NOTICE_S)
     finally:

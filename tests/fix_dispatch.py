@@ -232,7 +232,7 @@ async def close_site(site: Site) -> None:
 
 
 @pytest.fixture
-async def site(pool: Pool, changes: Changes, control_url: str, nats_url: str) -> AsyncIterator[Site]:
+async def dispatch_site(pool: Pool, changes: Changes, control_url: str, nats_url: str) -> AsyncIterator[Site]:
     made = await open_site(pool, changes, control_url, nats_url)
     yield made
     await close_site(made)

@@ -19,8 +19,8 @@ from server.runs.record import RunRecord
 State = Literal["queued", "running", "held", "done", "dead", "skipped", "cancelled"]
 STATES: Final = get_args(State)
 
-OUTCOMES: Final = (*(outcome.value for outcome in Outcome), LOST)
-"""Of attempts that ended."""
+OUTCOMES: Final = (*(outcome.value for outcome in Outcome), LOST, "missed", "overlapped")
+"""Of attempts that ended, and of ticks of a schedule that were skipped."""
 
 BRIEF: Final = (
     "id, project_id, trigger_id, event_id, event_type, state, order_key, due_at, run_id, began_at, attempts, replays,"

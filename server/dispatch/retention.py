@@ -92,7 +92,7 @@ class LedgerRetention:
     async def _repeated(
         self, delete: Callable[[str, Sequence[object]], Awaitable[int]], query: str, *values: object
     ) -> int:
-        """Batch after batch, while there are full ones; how many rows. The size of a batch is the query's last value."""
+        """Batch after batch, while there are full ones; how many rows. The last value of the query is its size."""
         total = 0
         while True:
             deleted = await delete(query, [*values, self._batch])

@@ -8,6 +8,11 @@
     kv.set      [key, value, {ttl_s}?]                         null
     kv.delete   [key]                                          whether there was one
 
+    storage.put     [bucket, path, body_base64, {content_type, metadata, overwrite}?]     the object
+    storage.get     [bucket, path, {offset, length}?]          the object with body_base64, or null
+    storage.list    [bucket, {prefix, limit, cursor}?]         {objects, cursor}
+    storage.delete  [bucket, path]                             whether there was one
+
 A call of atlas.fetch counts once, its redirects do not.
 """
 
@@ -23,10 +28,12 @@ from server.host import arguments
 from server.host.database import MAX_SQL_BYTES, Database
 from server.host.fetch import Fetcher
 from server.host.keyvalue import KeyValue
+from server.host.objects import ObjectCalls
+from server.storage.storage import Storage
 from server.telemetry.metrics import Metrics
 from server.telemetry.tracing import UNTRACED, Span
 
-CALLS_AT_ONCE: Final = {"db": 4, "fetch": 6, "kv": 16}
+CALLS_AT_ONCE: Final = {"db": 4, "fetch": 6, "kv": 16, "storage": 4}
 """Of one invocation and kind; more wait for their turn."""
 
 
@@ -34,12 +41,20 @@ class HostApi:
     """Makes the capabilities of invocations. Owns nothing: whoever made the parts closes them."""
 
     def __init__(
-        self, database: Database, keyvalue: KeyValue, fetcher: Fetcher, metrics: Metrics | None = None
+        self,
+        database: Database,
+        keyvalue: KeyValue,
+        fetcher: Fetcher,
+        metrics: Metrics | None = None,
+        *,
+        storage: Storage | None = None,
     ) -> None:
+        """Without `storage` its operations do not exist."""
         self.database = database
         self.keyvalue = keyvalue
         self.fetcher = fetcher
         self.metrics = metrics or Metrics()
+        self.objects = None if storage is None else ObjectCalls(storage)
 
     def for_invocation(self, project_id: str, limits: Limits, span: Span = UNTRACED) -> "InvocationHost":
         """`span` is the run's; its calls become steps of it."""
@@ -62,7 +77,7 @@ class InvocationHost:
     async def call(self, op: str, args: bytes) -> bytes:
         self.calls += 1
         handler = OPERATIONS.get(op)
-        if handler is None:
+        if handler is None or (op.startswith("storage.") and self._api.objects is None):
             raise HostError("unknown_op", f"there is no host operation {op[:40]!r}")
         if op == "fetch":
             self._count_fetch()
@@ -116,6 +131,23 @@ class InvocationHost:
         (key,) = arguments.read("atlas.kv.delete", args, least=1, most=1)
         return orjson.dumps(await self._api.keyvalue.delete(self._project_id, key))
 
+    async def _storage_put(self, args: bytes, span: Span) -> bytes:
+        return await self._objects.put(self._project_id, args)
+
+    async def _storage_get(self, args: bytes, span: Span) -> bytes:
+        return await self._objects.get(self._project_id, args)
+
+    async def _storage_list(self, args: bytes, span: Span) -> bytes:
+        return await self._objects.list(self._project_id, args)
+
+    async def _storage_delete(self, args: bytes, span: Span) -> bytes:
+        return await self._objects.delete(self._project_id, args)
+
+    @property
+    def _objects(self) -> ObjectCalls:
+        assert self._api.objects is not None, "`call` has looked"
+        return self._api.objects
+
     def _count_fetch(self) -> None:
         allowed = self._limits.fetch_calls
         self.fetch_calls += 1
@@ -136,4 +168,8 @@ OPERATIONS: Final[dict[str, Handler]] = {
     "kv.get": InvocationHost._kv_get,
     "kv.set": InvocationHost._kv_set,
     "kv.delete": InvocationHost._kv_delete,
+    "storage.put": InvocationHost._storage_put,
+    "storage.get": InvocationHost._storage_get,
+    "storage.list": InvocationHost._storage_list,
+    "storage.delete": InvocationHost._storage_delete,
 }

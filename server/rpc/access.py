@@ -25,8 +25,10 @@ _FUNCTIONS: Final = "/atlas.functions.v1.FunctionService/"
 _INVOCATIONS: Final = "/atlas.functions.v1.InvocationService/"
 _RUNS: Final = "/atlas.runs.v1.RunService/"
 _EVENTS: Final = "/atlas.events.v1.EventService/"
+_STORAGE: Final = "/atlas.storage.v1.StorageService/"
 _DELIVERIES: Final = "/atlas.deliveries.v1.DeliveryService/"
 _TRIGGERS: Final = "/atlas.triggers.v1.TriggerService/"
+_WORKFLOWS: Final = "/atlas.workflows.v1.WorkflowService/"
 _PROJECTS: Final = "/atlas.projects.v1.ProjectService/"
 
 METHODS: Final[Mapping[str, Access]] = {
@@ -52,6 +54,18 @@ METHODS: Final[Mapping[str, Access]] = {
     _RUNS + "TailRunsHttp": Access.SERVICE,
     _EVENTS + "PublishEvents": Access.SERVICE,
     _EVENTS + "PublishEventsHttp": Access.SERVICE,
+    _STORAGE + "CreateBucket": Access.SERVICE,
+    _STORAGE + "ListBuckets": Access.SERVICE,
+    _STORAGE + "GetBucket": Access.SERVICE,
+    _STORAGE + "UpdateBucket": Access.SERVICE,
+    _STORAGE + "DeleteBucket": Access.SERVICE,
+    _STORAGE + "PutObject": Access.SERVICE,
+    _STORAGE + "PutObjectHttp": Access.SERVICE,
+    _STORAGE + "GetObject": Access.ANY_KEY,
+    _STORAGE + "GetObjectHttp": Access.ANY_KEY,
+    _STORAGE + "GetObjectInfo": Access.ANY_KEY,
+    _STORAGE + "ListObjects": Access.SERVICE,
+    _STORAGE + "DeleteObject": Access.SERVICE,
     _DELIVERIES + "ListDeliveries": Access.SERVICE,
     _DELIVERIES + "GetDelivery": Access.SERVICE,
     _DELIVERIES + "GetDeliveryHttp": Access.SERVICE,
@@ -81,6 +95,26 @@ METHODS: Final[Mapping[str, Access]] = {
     _TRIGGERS + "BacktestTriggerHttp": Access.SERVICE,
     _TRIGGERS + "ExplainEvent": Access.SERVICE,
     _TRIGGERS + "ExplainEventHttp": Access.SERVICE,
+    _WORKFLOWS + "CreateWorkflow": Access.SERVICE,
+    _WORKFLOWS + "CreateWorkflowHttp": Access.SERVICE,
+    _WORKFLOWS + "ListWorkflows": Access.SERVICE,
+    _WORKFLOWS + "GetWorkflow": Access.SERVICE,
+    _WORKFLOWS + "GetWorkflowHttp": Access.SERVICE,
+    _WORKFLOWS + "UpdateWorkflow": Access.SERVICE,
+    _WORKFLOWS + "UpdateWorkflowHttp": Access.SERVICE,
+    _WORKFLOWS + "DeleteWorkflow": Access.SERVICE,
+    _WORKFLOWS + "ValidateWorkflow": Access.SERVICE,
+    _WORKFLOWS + "ValidateWorkflowHttp": Access.SERVICE,
+    _WORKFLOWS + "RunWorkflow": Access.SERVICE,
+    _WORKFLOWS + "RunWorkflowHttp": Access.SERVICE,
+    _WORKFLOWS + "ListWorkflowRuns": Access.SERVICE,
+    _WORKFLOWS + "GetWorkflowRun": Access.SERVICE,
+    _WORKFLOWS + "GetWorkflowRunHttp": Access.SERVICE,
+    _WORKFLOWS + "GetWorkflowStep": Access.SERVICE,
+    _WORKFLOWS + "GetWorkflowStepHttp": Access.SERVICE,
+    _WORKFLOWS + "CancelWorkflowRun": Access.SERVICE,
+    _WORKFLOWS + "WatchWorkflowRun": Access.SERVICE,
+    _WORKFLOWS + "WatchWorkflowRunHttp": Access.SERVICE,
     _PROJECTS + "CreateProject": Access.ADMIN,
     _PROJECTS + "GetProject": Access.ADMIN,
     _PROJECTS + "ListProjects": Access.ADMIN,

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
 from engines.contract import Outcome, Result
 from server.dispatch import consumer
 from server.errors import NotFound, Unavailable
@@ -19,6 +21,11 @@ from tests.fix_runs import eventually
 from tests.fix_triggers import add_workflow
 
 PATIENT = {"attempts": 5, "backoff_ms": 3_600_000, "max_backoff_ms": 86_400_000}
+
+
+@pytest.fixture
+def site(dispatch_site: Site) -> Site:
+    return dispatch_site
 
 
 async def test_an_event_runs_the_triggers_that_it_fires_with_all_that_is_known(site: Site) -> None:

@@ -16,6 +16,11 @@ from tests.fix_dispatch import THREW, TYPE, Answer, Gate, Site
 from tests.fix_runs import eventually
 
 
+@pytest.fixture
+def site(dispatch_site: Site) -> Site:
+    return dispatch_site
+
+
 class Log:
     """Work that notes when each run began and ended."""
 

@@ -12,7 +12,7 @@ LAYERS = (
     ("server.__main__", "server.cli"),
     ("server.stack",),
     ("server.app", "server.worker"),
-    ("server.parts", "server.process"),
+    ("server.parts", "server.prerequisites", "server.process"),
     ("server.rpc",),
     ("server.dispatch",),
     ("server.workflows",),

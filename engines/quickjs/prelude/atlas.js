@@ -51,6 +51,6 @@
     async delete(key) { return await hostCall("kv.delete", [text(key, "The key")]); },
   });
 
-  const atlas = { __proto__: null, db, kv, get fetch() { return core.need("fetch").fetch; } };
+  const atlas = { __proto__: null, db, kv, get storage() { return core.need("storage").storage; }, get fetch() { return core.need("fetch").fetch; } };
   return { __proto__: null, atlas: freeze(atlas) };
 })

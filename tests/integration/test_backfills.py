@@ -21,6 +21,11 @@ from tests.fix_functions import add_project
 from tests.fix_runs import eventually
 
 
+@pytest.fixture
+def site(dispatch_site: Site) -> Site:
+    return dispatch_site
+
+
 def members(site: Site, **fields: Any) -> dict[str, Json]:
     values = {"event_type": TYPE, "target_type": "function", "function_id": site.function_id} | fields
     return {name: read(json.dumps(value).encode()) for name, value in values.items()}

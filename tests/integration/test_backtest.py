@@ -16,6 +16,11 @@ from tests.fix_functions import add_project
 LONG_AGO = datetime.now(UTC) - timedelta(minutes=30)
 
 
+@pytest.fixture
+def site(dispatch_site: Site) -> Site:
+    return dispatch_site
+
+
 def draft(**fields: Any) -> dict[str, Json]:
     return {name: read(json.dumps(value).encode()) for name, value in ({"event_type": TYPE} | fields).items()}
 

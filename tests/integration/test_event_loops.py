@@ -4,6 +4,8 @@ import json
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
 from server.dispatch import lineage
 from server.dispatch.lineage import Chain, Link
 from server.dispatch.loops import MOST_TOLD, Loops, told
@@ -16,6 +18,11 @@ from tests.fix_dispatch import SETTINGS, TYPE, Answer, Site
 from tests.fix_runs import a_record, a_run, eventually
 
 DEPTH = SETTINGS.max_event_depth
+
+
+@pytest.fixture
+def site(dispatch_site: Site) -> Site:
+    return dispatch_site
 
 
 def cause_of(call: Call) -> Cause:

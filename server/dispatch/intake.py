@@ -272,7 +272,7 @@ class Intake:
             state: State
             if trigger.paused:
                 state = "held"
-            elif each.order_key is not None or trigger.concurrency is not None or self._starter.waits(trigger.id):
+            elif each.order_key is not None or trigger.concurrency is not None or self._goes_behind(trigger.id):
                 state = "queued"
             elif trigger.id not in full and self._room.take(trigger.id):
                 state = "running"
@@ -286,6 +286,10 @@ class Intake:
             if len(chosen) == PAIRS:
                 break
         return chosen
+
+    def _goes_behind(self, trigger_id: str) -> bool:
+        """Whether slots are left to what is queued of it already. Quick ones serve both."""
+        return self._starter.waits(trigger_id) and not self._room.is_quick(trigger_id)
 
     async def _park(self) -> None:
         async with transaction(self._pool) as conn:

@@ -54,6 +54,9 @@ PAIRS: Final = 1_000
 TURN_S: Final = 0.005
 """How long messages are read before others on the event loop have their turn."""
 
+GATHER_S: Final = 0.003
+"""While pairs wait for slots, these are let come free for so long, so that one transaction serves some of them."""
+
 IDLE_S: Final = 1.0
 BACKOFF_S: Final = (0.1, 0.25, 0.5, 1.0)
 
@@ -164,6 +167,8 @@ class Intake:
         self._done.clear()
         if moved:
             self._failures = 0
+        if moved and self._fired:
+            await asyncio.sleep(GATHER_S)
         if not moved and not self._unread:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LEAST_PATIENCE_S if self._fired else IDLE_S):

@@ -20,8 +20,8 @@ from psycopg.rows import class_row
 from server.dispatch import ledger
 from server.dispatch.identity import delivery_id
 from server.dispatch.lease import Lease
-from server.dispatch.ledger import Body, Pair
-from server.dispatch.order import order_key
+from server.dispatch.ledger import Body, Pair, body_of
+from server.dispatch.order import order_key, order_path
 from server.dispatch.starter import Starter, Triggers
 from server.errors import AtlasError, InvalidArgument
 from server.events import stream
@@ -246,7 +246,7 @@ def _fired(trigger: Trigger, message: Past) -> tuple[Body, Pair] | None:
     envelope = envelope_of(event)
     if not fires(trigger, envelope):
         return None
-    seen, path = seen_by(trigger, envelope) or envelope, trigger.order_key
+    seen, path = seen_by(trigger, envelope) or envelope, order_path(trigger)
     pair = Pair(
         delivery_id(trigger.id, event.id),
         trigger.project_id,
@@ -258,7 +258,7 @@ def _fired(trigger: Trigger, message: Past) -> tuple[Body, Pair] | None:
         str(uuid4()),
         "held" if trigger.paused else "queued",
     )
-    return Body(event.project_id, event.id, message.body, event.cause), pair
+    return body_of(event, message.body), pair
 
 
 async def kept_from(pool: Pool) -> int | None:

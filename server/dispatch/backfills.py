@@ -82,6 +82,7 @@ class Backfills:
         self._starter = starter
         self._jobs: dict[str, _Job] = {}
         self._wake = asyncio.Event()
+        self._closing = False
         self._task: asyncio.Task[None] | None = None
 
     def wake(self) -> None:
@@ -92,14 +93,16 @@ class Backfills:
 
     async def close(self) -> None:
         """What is begun is gone on with elsewhere, when the lease is over."""
+        self._closing = True
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            while not self._task.done():  # nats-py may keep a cancellation to itself
+                self._task.cancel()
+                await asyncio.wait([self._task], timeout=LOOK_S)
 
     async def _work_for_ever(self) -> None:
         away = False
         try:
-            while True:
+            while not self._closing:
                 self._wake.clear()
                 try:
                     await self._claim()

@@ -95,7 +95,7 @@ class Backfills:
         """What is begun is gone on with elsewhere, when the lease is over."""
         self._closing = True
         if self._task is not None:
-            while not self._task.done():  # nats-py may keep a cancellation to itself
+            while not self._task.done():  # nats-py, and wait_for of Python 3.11, may keep a cancellation to themselves
                 self._task.cancel()
                 await asyncio.wait([self._task], timeout=LOOK_S)
 

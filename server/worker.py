@@ -9,6 +9,7 @@ from functools import partial
 from typing import Final
 
 from server import parts, process
+from server.cdc.relay import Relay
 from server.events import stream
 from server.invocations.async_worker import AsyncWorker
 from server.invocations.asynchronous import AsyncRuns
@@ -40,6 +41,7 @@ def run_worker(settings: Settings) -> None:
         started = await parts.start(settings, stack, "worker")
         await _start_writing(started, stack)
         await _start_running(started, stack)
+        await _start_relaying(started, stack)
         await started.listen()
         parts.repeat(partial(stream.trim, started.bus, settings), TRIM_S, "removing events that are done", stack)
         parts.repeat(started.projects.sweep, TIDY_S, "removing what deleted projects left", stack)
@@ -68,6 +70,14 @@ async def _start_running(started: Parts, stack: AsyncExitStack) -> None:
     await work.start()
     parts.repeat(queue.sweep, SWEEP_S, "removing results of asynchronous runs", stack)
     parts.repeat(Idempotency(started.pool).sweep, SWEEP_S, "removing answers kept for idempotency keys", stack)
+
+
+async def _start_relaying(started: Parts, stack: AsyncExitStack) -> None:
+    """Changes of tenants' tables as events: in the worker that has the slot, the others stand by."""
+    relay = Relay(started.tenants, started.bus, started.settings, started.metrics)
+    stack.push_async_callback(relay.close)
+    await relay.start()
+    parts.repeat(started.tenants.publish, SWEEP_S, "publishing schemas that are not published", stack)
 
 
 async def _say_ready(settings: Settings, stack: AsyncExitStack) -> None:

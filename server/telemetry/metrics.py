@@ -74,12 +74,31 @@ RPC_S: Final = Family(
 RECORDS_DROPPED: Final = Family(
     "atlas_run_records_dropped_total", "counter", (), "Records of runs given up because they could not be written"
 )
+CDC_CHANGES: Final = Family(
+    "atlas_cdc_changes_total", "counter", ("op",), "Changes of tables that became events, by operation; gap: cdc.gap"
+)
+CDC_GAPS: Final = Family(
+    "atlas_cdc_gaps_total", "counter", (), "Times that changes were lost to events, and the projects told so"
+)
+CDC_SLOT: Final = Family(
+    "atlas_cdc_slot",
+    "gauge",
+    ("state",),
+    "1 for the state of the replication slot that a relay reads; all 0: none does",
+)
+CDC_LAG_BYTES: Final = Family(
+    "atlas_cdc_lag_bytes", "gauge", (), "Write-ahead log written and not yet confirmed by the relay"
+)
+CDC_WAL_HELD_BYTES: Final = Family(
+    "atlas_cdc_wal_held_bytes", "gauge", (), "Write-ahead log that Postgres keeps for the relay"
+)
 
 FAMILIES: Final[Mapping[str, Family]] = {
     family.name: family
     for family in (
         *(INVOCATIONS, INVOCATION_S, QUEUE_S, BOOT_S, CHILDREN, CRASHES),
         *(HOST_CALLS, HOST_CALL_S, RPCS, RPC_S, RECORDS_DROPPED),
+        *(CDC_CHANGES, CDC_GAPS, CDC_SLOT, CDC_LAG_BYTES, CDC_WAL_HELD_BYTES),
     )
 }
 
@@ -159,3 +178,8 @@ class Metrics:
         self.rpcs = Series(found, RPCS, Number)
         self.rpc_s = Series(found, RPC_S, Histogram)
         self.records_dropped = Series(found, RECORDS_DROPPED, Number)
+        self.cdc_changes = Series(found, CDC_CHANGES, Number)
+        self.cdc_gaps = Series(found, CDC_GAPS, Number)
+        self.cdc_slot = Series(found, CDC_SLOT, Number)
+        self.cdc_lag_bytes = Series(found, CDC_LAG_BYTES, Number)
+        self.cdc_wal_held_bytes = Series(found, CDC_WAL_HELD_BYTES, Number)

@@ -77,7 +77,6 @@ async def _start_relaying(started: Parts, stack: AsyncExitStack) -> None:
     relay = Relay(started.tenants, started.bus, started.settings, started.metrics)
     stack.push_async_callback(relay.close)
     await relay.start()
-    parts.repeat(started.tenants.publish, SWEEP_S, "publishing schemas that are not published", stack)
 
 
 async def _say_ready(settings: Settings, stack: AsyncExitStack) -> None:

@@ -11,6 +11,7 @@ pytest_plugins = [
     "tests.fix_engines",
     "tests.fix_functions",
     "tests.fix_runs",
+    "tests.fix_cdc",
     "tests.fix_stack",
     "tests.fix_tenants",
     "tests.fix_up",

@@ -9,6 +9,7 @@ stored, a transaction as a whole; so a relay may die at any time. While NATS is 
 """
 
 import asyncio
+import itertools
 from typing import Final
 
 import psycopg
@@ -24,7 +25,6 @@ from server.cdc.strikes import Strikes
 from server.events import stream
 from server.events.bus import EventBus
 from server.log import logger
-from server.postgres import publication
 from server.postgres.publication import NotPublishable
 from server.postgres.session import ConnectionLost, SqlError
 from server.postgres.tenants import Tenants
@@ -37,6 +37,9 @@ STAND_BY_S: Final = 0.25
 """Between looks at a slot that another relay has."""
 
 SAMPLE_S: Final = 1.0
+PUBLISH_EVERY: Final = 60
+"""Samples: schemas whose tables were in use when they should have been published."""
+
 BACKOFF_S: Final = (0.1, 0.25, 0.5, 1.0, 2.0)
 UNFIT_S: Final = 30.0
 """Between tries when somebody has to change a setting first."""
@@ -84,9 +87,8 @@ class Relay:
 
     async def _turn(self) -> None:
         """Until something ends it."""
+        await self._tenants.publish()
         async with self._tenants.admin() as admin:
-            await publication.require(admin)
-            await publication.require_prepared(admin)
             await self._strikes.skip(admin)
             name = await slot.claim(admin)
             if not await _stand_by(admin, name):
@@ -135,9 +137,11 @@ class Relay:
 
     async def _watch(self, admin: AsyncConnection, link: Link, pump: Pump, name: str) -> None:
         """The server hears from us, and operators from it."""
-        while True:
+        for number in itertools.count(1):
             link.confirm(pump.confirmed)
             self._gauge(await slot.standing(admin, name))
+            if number % PUBLISH_EVERY == 0:
+                await self._tenants.publish()
             await asyncio.sleep(SAMPLE_S)
 
     def _gauge(self, standing: slot.Standing | None) -> None:

@@ -18,7 +18,7 @@ from typing import Final
 
 import orjson
 
-from server.cdc.pgoutput import Delete, Insert, Missing, ProtocolError, Relation, Row, Update
+from server.cdc.pgoutput import Delete, Insert, Missing, ProtocolError, Relation, Row, Update, Value
 from server.cdc.position import Position, lsn_text
 from server.events.envelope import OPERATIONS, Change, Event, encode
 from server.events.json_text import MAX_DEPTH, MAX_VALUES, Json, JsonError, read
@@ -108,7 +108,7 @@ def changed_row(table: Table, message: Insert | Update | Delete, moment: Moment,
                 was if now is Missing.UNCHANGED else now for was, now in zip(old, new, strict=True)
             ]  # FULL: the old row has what was not logged again
             changed = tuple(
-                name for (name, _), was, now in zip(table.columns, old, after, strict=True) if _differ(was, now)
+                name for (name, _), was, now in zip(table.columns, old, new, strict=True) if _differ(was, now)
             )
             return _fitting(
                 table, "UPDATE", _image(table, after, lost), _image(table, old, lost), changed, lost, moment, most_bytes
@@ -119,9 +119,9 @@ def truncated(table: Table, moment: Moment) -> bytes:
     return encode(_event(table, "TRUNCATE", NULL, None, (), set(), moment))
 
 
-def _differ(was: object, now: object) -> bool:
-    """A value too large to be read was written anew: one that was not would be marked as unchanged."""
-    return was != now or now is Missing.OMITTED
+def _differ(was: Value, now: Value) -> bool:
+    """What was too large to be read was written anew; else it would be marked as unchanged."""
+    return now is not Missing.UNCHANGED and (now is Missing.OMITTED or was != now)
 
 
 def _key_alone(table: Table, row: Row) -> Row:

@@ -53,7 +53,7 @@ class Standing:
 
 
 async def claim(admin: AsyncConnection) -> str:
-    """The name of the slot of this database, made or replaced if need be; slots of ours that are not in use are removed."""
+    """The name of this database's slot, made or replaced if need be; others of ours that nobody uses are removed."""
     await admin.execute("SELECT pg_advisory_lock(%s)", [LOCK_KEY])
     try:
         noted, gap = await _noted(admin)

@@ -128,13 +128,6 @@ async def require(admin: AsyncConnection) -> None:
         )
 
 
-async def require_prepared(admin: AsyncConnection) -> None:
-    """NotPublishable before `prepare` has been here."""
-    cursor = await admin.execute("SELECT to_regclass('atlas.cdc') IS NOT NULL")
-    if await cursor.fetchone() != (True,):
-        raise NotPublishable("the tenants database is not prepared yet")
-
-
 async def prepare(admin: AsyncConnection) -> None:
     """Event trigger and publication as they must be. In a transaction that holds the lock on roles and privileges;
     changes nothing the second time."""

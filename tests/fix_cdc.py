@@ -1,9 +1,13 @@
 """Change data capture of one test: a relay from the session's tenants database into a stream of the test's own."""
 
-from collections.abc import AsyncIterator, Callable
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from nats.js.errors import NotFoundError
 from psycopg import AsyncConnection
@@ -14,8 +18,12 @@ from server.events.bus import EventBus
 from server.events.envelope import Event
 from server.postgres.tenants import Tenants
 from server.settings import Settings
+from server.stack import postgres
+from server.stack.account import servant
+from server.stack.part import Part, PartFailed, Running, start
 from server.telemetry.metrics import Metrics
 from tests.fix_runs import eventually
+from tests.fix_stack import QUICK
 
 SETTINGS = Settings(events_keep_hours=1, events_keep_mb=256)
 
@@ -144,3 +152,56 @@ async def person(tenants: Tenants, project: str) -> AsyncIterator[AsyncConnectio
 async def run(connection: AsyncConnection, *statements: str) -> None:
     for statement in statements:
         await connection.execute(statement.encode())
+
+
+@dataclass(slots=True)
+class OwnPostgres:
+    """A Postgres of one test with a tenants database, to be killed and started."""
+
+    url: str
+    part: Part
+    running: Running | None = None
+
+    def start(self) -> None:
+        """As soon as nothing of the one before is at work any more."""
+        deadline_s = time.monotonic() + 15
+        while True:
+            self.running = start(self.part, f"pytest-{secrets.token_hex(4)}")
+            try:
+                self.running.wait_ready()
+                return
+            except PartFailed:
+                self.running.close()
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(0.05)
+
+    def kill(self) -> None:
+        """It has no time to write anything."""
+        if self.running is not None:
+            self.running.kill()
+            self.running.close()
+            self.running = None
+
+
+@pytest.fixture
+def make_postgres(stack_dir: Path) -> Iterator[Callable[..., OwnPostgres]]:
+    """Makes a running one; `options` are settings of the server. What is committed survives its death."""
+    made: list[OwnPostgres] = []
+
+    def make(**options: str) -> OwnPostgres:
+        name, account = f"pg-{secrets.token_hex(3)}", servant()
+        data, sockets = stack_dir / name, stack_dir / f"{name}s"
+        bin_dir = postgres.prepare(data, sockets, stack_dir / "bin", account)
+        options = {**QUICK, "synchronous_commit": "on", **options}
+        part = postgres.part(data, sockets, bin_dir, stack_dir / f"{name}.log", account, **options)
+        found = OwnPostgres(postgres.url(sockets, "tenants"), part)
+        found.start()
+        made.append(found)
+        with psycopg.connect(postgres.url(sockets, "postgres"), autocommit=True) as admin:
+            admin.execute("CREATE DATABASE tenants")
+        return found
+
+    yield make
+    for server in made:
+        server.kill()

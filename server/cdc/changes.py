@@ -9,8 +9,7 @@ Anything else is a ProtocolError.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from server.cdc.pgoutput import (
     Begin,
@@ -26,7 +25,7 @@ from server.cdc.pgoutput import (
     Update,
 )
 from server.cdc.position import Position
-from server.cdc.rows import Moment, Table, changed_row, table_of, truncated
+from server.cdc.rows import Moment, Table, changed_row, table_of, time_of, truncated
 
 MAX_COLUMNS: Final = 500_000
 """Of all tables that are remembered, some 100 MB; tenants make as many as they like."""
@@ -36,8 +35,7 @@ class TooManyTables(Exception):
     """Stream anew: the server then tells of each table again when it is next changed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """`op` is what is counted: the operation, or `gap`."""
 
     project_id: str
@@ -48,8 +46,7 @@ class Outgoing:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """Once everything before it is stored, the server may forget everything before `lsn`."""
 
     lsn: int
@@ -62,6 +59,7 @@ class Changes:
         self._last = last
         self._most_bytes = most_bytes
         self._begin: Begin | None = None
+        self._time = time_of(0)
         self._change = 0
         self._columns = 0
         self._tables: dict[int, Table | None] = {}
@@ -85,6 +83,7 @@ class Changes:
                 if self._begin is not None:
                     raise ProtocolError("a transaction begins within another")
                 self._begin, self._change, self.seen = message, 0, None
+                self._time = time_of(message.commit_us)
             case Commit():
                 if self._begin is None or message.commit_lsn != self._begin.commit_lsn:
                     raise ProtocolError("a commit of a transaction that did not begin")
@@ -137,5 +136,5 @@ class Changes:
             raise ProtocolError(f"a change of the unknown table {relation}")
         self._change += 1
         position = Position(self._slot, self._begin.commit_lsn, self._change)
-        moment = None if position.reached(self._last) else Moment(position, self._begin.commit_us)
+        moment = None if position.reached(self._last) else Moment(position, self._time)
         return self._tables[relation], moment

@@ -12,8 +12,7 @@ MAX_FRAME_BYTES values are let pass unread, and stand in the message as omitted:
 
 import struct
 from collections.abc import Generator
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from server.cdc.pgoutput import OMITTED_KIND, ProtocolError
 from server.postgres.wire import HEADER_BYTES, Message, WireError, header
@@ -26,13 +25,11 @@ KEPT_BYTES: Final = 8 * 1024 * 1024
 """Of all values of a larger frame: what comes first is kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class Logged:
+class Logged(NamedTuple):
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Keepalive:
+class Keepalive(NamedTuple):
     end_lsn: int
     """Up to here the server has sent everything that is committed."""
     reply: bool

@@ -11,7 +11,7 @@ import enum
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 OMITTED_KIND: Final = 0x6F  # "o"
 """Of a value in a tuple, beside pgoutput's own n, u, t, b: too large to be kept (see `server.cdc.frames`)."""
@@ -31,16 +31,14 @@ Value = bytes | None | Missing
 Row = Sequence[Value]
 
 
-@dataclass(frozen=True, slots=True)
-class Begin:
+class Begin(NamedTuple):
     commit_lsn: int
     commit_us: int
     """Microseconds since 2000-01-01 UTC."""
     xid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     commit_lsn: int
     end_lsn: int
     """Of the byte after the commit's record: what is acknowledged."""
@@ -64,14 +62,12 @@ class Relation:
     columns: tuple[Column, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Insert:
+class Insert(NamedTuple):
     relation: int
     new: Row
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
+class Update(NamedTuple):
     """`old` is the whole row before when `whole`, else its key when that changed, else None."""
 
     relation: int
@@ -80,15 +76,13 @@ class Update:
     new: Row
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(NamedTuple):
     relation: int
     old: Row
     whole: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Truncate:
+class Truncate(NamedTuple):
     relations: tuple[int, ...]
 
 

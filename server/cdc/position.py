@@ -7,14 +7,12 @@ not compared. The same change has the same position whenever it is decoded.
 """
 
 import re
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 HEADER: Final = "Atlas-Cdc"
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(NamedTuple):
     slot: str
     commit_lsn: int
     change: int

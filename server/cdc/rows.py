@@ -14,7 +14,7 @@ largest columns go first, out of `data` and `old` alike. A value that is not the
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 import orjson
 
@@ -51,16 +51,23 @@ class Table:
     types: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(NamedTuple):
     """When and where its transaction was committed."""
 
     position: Position
-    commit_us: int
+    time: datetime
 
 
 Image = dict[str, object]
 """A row as JSON, by column; what is missing is not in it."""
+
+
+def time_of(commit_us: int) -> datetime:
+    """Of microseconds since 2000. ProtocolError when no datetime can hold it."""
+    try:
+        return _EPOCH + timedelta(microseconds=commit_us)
+    except OverflowError:
+        raise ProtocolError(f"a commit at {commit_us} µs since 2000") from None
 
 
 def table_of(relation: Relation, bases: Mapping[int, int]) -> Table | None:
@@ -82,37 +89,28 @@ def table_of(relation: Relation, bases: Mapping[int, int]) -> Table | None:
 def changed_row(table: Table, message: Insert | Update | Delete, moment: Moment, *, most_bytes: int) -> bytes:
     """The event's body, at most `most_bytes` long. ProtocolError when the row is not of the table."""
     lost: set[str] = set()
-    match message:
-        case Insert(_, new):
-            return _fitting(table, "INSERT", _image(table, new, lost), None, (), lost, moment, most_bytes)
-        case Delete(_, old, whole):
-            before = _image(table, old if whole else _key_alone(table, old), lost)
-            return _fitting(table, "DELETE", before, before, (), lost, moment, most_bytes)
-        case Update(_, None, _, new):
-            return _fitting(table, "UPDATE", _image(table, new, lost), None, (), lost, moment, most_bytes)
-        case Update(_, old, whole, new):
-            assert old is not None
-            _require_columns(table, old)
-            _require_columns(table, new)
-            if not whole:
-                key = _key_alone(table, old)
-                changed = tuple(
-                    column.name
-                    for column, before, after in zip(table.relation.columns, old, new, strict=True)
-                    if column.key and before != after
-                )
-                # what else changed is not known, and what is missing in a key is not missing in the row
-                image = _image(table, new, lost)
-                return _fitting(table, "UPDATE", image, _image(table, key, set()), changed, lost, moment, most_bytes)
-            after = [
-                was if now is Missing.UNCHANGED else now for was, now in zip(old, new, strict=True)
-            ]  # FULL: the old row has what was not logged again
-            changed = tuple(
-                name for (name, _), was, now in zip(table.columns, old, new, strict=True) if _differ(was, now)
-            )
-            return _fitting(
-                table, "UPDATE", _image(table, after, lost), _image(table, old, lost), changed, lost, moment, most_bytes
-            )
+    if isinstance(message, Insert):
+        data = _image(table, message.new, lost)
+        return _fitting(table, "INSERT", data, None, (), lost, moment, most_bytes)
+    if isinstance(message, Delete):
+        data = _image(table, message.old if message.whole else _key_alone(table, message.old), lost)
+        return _fitting(table, "DELETE", data, data, (), lost, moment, most_bytes)
+    new, before = message.new, message.old
+    if before is None:
+        return _fitting(table, "UPDATE", _image(table, new, lost), None, (), lost, moment, most_bytes)
+    _require_columns(table, new)
+    if message.whole:
+        new = [was if now is Missing.UNCHANGED else now for was, now in zip(before, new, strict=True)]
+        old = _image(table, before, lost)
+    else:
+        before = _key_alone(table, before)
+        old = _image(table, before, set())  # what is not in a key may well be in the row
+    changed = tuple(
+        name
+        for (name, _), was, now in zip(table.columns, before, message.new, strict=True)
+        if was is not Missing.UNCHANGED and _differ(was, now)
+    )
+    return _fitting(table, "UPDATE", _image(table, new, lost), old, changed, lost, moment, most_bytes)
 
 
 def truncated(table: Table, moment: Moment) -> bytes:
@@ -237,7 +235,7 @@ def _event(
         id=position.event_id,
         type=table.types[op],
         project_id=table.project_id,
-        time=_EPOCH + timedelta(microseconds=moment.commit_us),
+        time=moment.time,
         source=SOURCE,
         data=data,
         change=Change(

@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,13 +189,13 @@ def make_postgres(stack_dir: Path) -> Iterator[Callable[..., OwnPostgres]]:
     """Makes a running one; `options` are settings of the server. What is committed survives its death."""
     made: list[OwnPostgres] = []
 
-    def make(**options: str) -> OwnPostgres:
+    def make(backend_bytes: int = postgres.BACKEND_DATA_BYTES, **options: str) -> OwnPostgres:
         name, account = f"pg-{secrets.token_hex(3)}", servant()
         data, sockets = stack_dir / name, stack_dir / f"{name}s"
         bin_dir = postgres.prepare(data, sockets, stack_dir / "bin", account)
         options = {**QUICK, "synchronous_commit": "on", **options}
         part = postgres.part(data, sockets, bin_dir, stack_dir / f"{name}.log", account, **options)
-        found = OwnPostgres(postgres.url(sockets, "tenants"), part)
+        found = OwnPostgres(postgres.url(sockets, "tenants"), replace(part, data_bytes=backend_bytes))
         found.start()
         made.append(found)
         with psycopg.connect(postgres.url(sockets, "postgres"), autocommit=True) as admin:

@@ -63,8 +63,8 @@ class Changes:
         self._change = 0
         self._columns = 0
         self._tables: dict[int, Table | None] = {}
-        self.ended = 0
-        """Transactions that have ended here."""
+        self.ended_lsn = 0
+        """Where the last transaction has ended here."""
         self.seen: Relation | None = None
         """The last table that the open transaction was said to change."""
 
@@ -88,7 +88,7 @@ class Changes:
                 if self._begin is None or message.commit_lsn != self._begin.commit_lsn:
                     raise ProtocolError("a commit of a transaction that did not begin")
                 self._begin = None
-                self.ended += 1
+                self.ended_lsn = message.end_lsn
                 return [End(message.end_lsn)]
             case Relation():
                 self.seen = message

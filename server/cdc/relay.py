@@ -139,7 +139,10 @@ class Relay:
         """The server hears from us, and operators from it."""
         for number in itertools.count(1):
             link.confirm(pump.confirmed)
-            self._gauge(await slot.standing(admin, name))
+            standing = await slot.standing(admin, name)
+            self._gauge(standing)
+            if standing and standing.pinned:
+                await slot.end_pinning(admin)
             if number % PUBLISH_EVERY == 0:
                 await self._tenants.publish()
             await asyncio.sleep(SAMPLE_S)

@@ -21,7 +21,7 @@ import orjson
 from server.cdc.pgoutput import Delete, Insert, Missing, ProtocolError, Relation, Row, Update, Value
 from server.cdc.position import Position, lsn_text
 from server.events.envelope import OPERATIONS, Change, Event, encode
-from server.events.json_text import MAX_DEPTH, MAX_VALUES, Json, JsonError, read
+from server.events.json_text import MAX_VALUES, Json, JsonError, read
 from server.events.types import escape
 from server.postgres import wire
 from server.postgres.tenants import project_of
@@ -35,8 +35,6 @@ _JSON_TYPES: Final = frozenset((114, 3802, 199, 3807))
 """json, jsonb, and arrays of them."""
 
 _ENVELOPE_DEPTH: Final = 2
-_PLAIN_JSON_BYTES: Final = MAX_DEPTH - _ENVELOPE_DEPTH
-"""Shorter JSON can neither be nested too deep nor have too long a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +97,7 @@ def changed_row(table: Table, message: Insert | Update | Delete, moment: Moment,
     if before is None:
         return _fitting(table, "UPDATE", _image(table, new, lost), None, (), lost, moment, most_bytes)
     _require_columns(table, new)
+    _require_columns(table, before)
     if message.whole:
         new = [was if now is Missing.UNCHANGED else now for was, now in zip(before, new, strict=True)]
         old = _image(table, before, lost)
@@ -123,7 +122,7 @@ def _differ(was: Value, now: Value) -> bool:
 
 
 def _key_alone(table: Table, row: Row) -> Row:
-    """Of a row with only its key; the rest is null in it, and unknown."""
+    """Of a row with only its key; the rest is null in it, and unknown. ProtocolError."""
     _require_columns(table, row)
     return [
         value if column.key else Missing.UNCHANGED for column, value in zip(table.relation.columns, row, strict=True)
@@ -149,7 +148,7 @@ def _image(table: Table, row: Row, lost: set[str]) -> Image:
     for place in table.json:
         name = table.columns[place][0]
         value = row[place]
-        if isinstance(value, bytes) and len(value) > _PLAIN_JSON_BYTES and not _readable(image[name]):
+        if isinstance(value, bytes) and not _readable(image[name]):
             lost.add(name)
             del image[name]
     return image

@@ -30,6 +30,9 @@ FAILOVER_VERSION: Final = 170_000
 IN_USE: Final = "55006"
 """SQLSTATE when another reader has the slot."""
 
+PINNING_S: Final = 5
+"""How old a transaction is at least that is ended."""
+
 STATES: Final = ("reserved", "extended", "unreserved", "lost")
 
 
@@ -50,6 +53,13 @@ class Standing:
     state: str
     lag_bytes: int
     held_bytes: int
+    safe_bytes: int | None
+    """That can be written before Postgres may give the slot up; None: it never does."""
+
+    @property
+    def pinned(self) -> bool:
+        """Whether an open transaction holds half of what the slot may hold: nothing before its begin can go."""
+        return self.safe_bytes is not None and self.held_bytes - self.lag_bytes > self.safe_bytes
 
 
 async def claim(admin: AsyncConnection) -> str:
@@ -100,12 +110,29 @@ async def standing(admin: AsyncConnection, name: str) -> Standing | None:
     cursor = await admin.execute(
         "SELECT active, coalesce(wal_status, 'lost'),"
         " coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn), 0)::bigint,"
-        " coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint"
+        " coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint, safe_wal_size"
         " FROM pg_replication_slots WHERE slot_name = %s",
         [name],
     )
     row = await cursor.fetchone()
     return Standing(*row) if row else None
+
+
+async def end_pinning(admin: AsyncConnection) -> None:
+    """End the oldest transaction of a tenant that has written: the slot, and everybody's changes, matter more."""
+    cursor = await admin.execute(
+        "SELECT usename, pg_terminate_backend(pid) FROM ("
+        " SELECT pid, usename FROM pg_stat_activity WHERE datname = current_database() AND usename ~ %s"
+        " AND backend_xid IS NOT NULL AND xact_start < now() - make_interval(secs => %s) ORDER BY xact_start LIMIT 1)",
+        [publication.SCHEMA_PATTERN, PINNING_S],
+    )
+    for role, _ in await cursor.fetchall():
+        log.warning(
+            "cdc.transaction_ended",
+            f"A transaction of {role} was ended: it held back more than half of the write-ahead log that may be kept "
+            "(max_slot_wal_keep_size)",
+            role=role,
+        )
 
 
 async def projects(admin: AsyncConnection) -> list[str]:

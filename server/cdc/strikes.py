@@ -32,6 +32,7 @@ _NOT_ITS_FAULT: Final = ("08", "57", "58", "53100", "53300", "53400", slot.IN_US
 
 class Strikes:
     def __init__(self) -> None:
+        self._place = "", 0
         self._slot = ""
         self._commit_lsn: int | None = None
         self._project_id: str | None = None
@@ -44,9 +45,10 @@ class Strikes:
         if isinstance(why, SqlError) and why.sqlstate.startswith(_NOT_ITS_FAULT):
             return
         commit_lsn = changes.open.commit_lsn if changes.open else None
-        if changes.ended or (name, commit_lsn) != (self._slot, self._commit_lsn):
+        place = name, commit_lsn if commit_lsn is not None else -changes.ended_lsn
+        if place != self._place:
             self._count, self._step_bytes = 0, FIRST_STEP_BYTES
-        self._slot, self._commit_lsn = name, commit_lsn
+        self._place, self._slot, self._commit_lsn = place, name, commit_lsn
         self._project_id = project_of(changes.seen.schema) if changes.open and changes.seen else None
         self._reason = f"undecodable ({why.sqlstate if isinstance(why, SqlError) else 'protocol'})"
         self._count += 1

@@ -72,16 +72,15 @@ class Strikes:
             self._count = 0
         if until <= since:
             return
-        await slot.note_gap(
-            admin,
-            Gap(
-                reason=self._reason,
-                since=lsn_text(since),
-                until=lsn_text(until),
-                position=str(Position(self._slot, until - 1, LAST_CHANGE)),
-                project_id=self._project_id,
-            ),
+        untold = await slot.noted_gap(admin)
+        gap = Gap(
+            reason=self._reason,
+            since=untold.since if untold else lsn_text(since),
+            until=lsn_text(until),
+            position=str(Position(self._slot, until - 1, LAST_CHANGE)),
+            project_id=self._project_id if untold is None or untold.project_id == self._project_id else None,
         )
+        await slot.note_gap(admin, gap)
         await slot.skip(admin, self._slot, until)
         log.error(
             "cdc.skipped",

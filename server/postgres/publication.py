@@ -11,7 +11,6 @@ All of this belongs to the admin; a tenant's role has no right to any of it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from psycopg import AsyncConnection, sql
@@ -101,14 +100,8 @@ WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = {schema})
 """
 
 
-@dataclass(frozen=True, slots=True)
 class NotPublishable(Exception):
     """Changes cannot be captured from this server; the message says what to do."""
-
-    why: str
-
-    def __str__(self) -> str:
-        return self.why
 
 
 async def require(admin: AsyncConnection) -> None:

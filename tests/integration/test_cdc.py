@@ -1,7 +1,9 @@
 """Changes of tables as events: a real Postgres, a real NATS, a tenant with psql."""
 
+import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 from uuid import uuid4
 
@@ -9,16 +11,23 @@ import pytest
 from psycopg import AsyncConnection
 from psycopg.errors import FeatureNotSupported
 
-from server.cdc.position import parse_position
+from server.cdc import slot
+from server.cdc.changes import Changes
+from server.cdc.pgoutput import Begin, ProtocolError
+from server.cdc.position import lsn_text, parse_position
 from server.cdc.relay import Relay
+from server.cdc.strikes import STRIKES, Strikes
 from server.events import stream
 from server.events.bus import EventBus
 from server.events.envelope import MAX_EVENT_BYTES, Change, Event, encode
 from server.events.json_text import read
 from server.events.types import unescape
+from server.postgres import publication
+from server.postgres.session import SqlError
 from server.postgres.tenants import Tenants, schema_of
 from server.telemetry.metrics import Metrics
-from tests.fix_cdc import Stored, run, streaming
+from tests.fault.cdc_relay import SECRET
+from tests.fix_cdc import SETTINGS, OwnPostgres, Stored, forget_slots, run, streaming
 from tests.fix_runs import eventually
 
 
@@ -519,3 +528,82 @@ class TestRelay:
             )
 
         await eventually(seen)
+
+
+class TestServers:
+    async def test_one_without_logical_decoding_is_told_so_and_serves_all_else(
+        self, make_postgres: Callable[..., OwnPostgres], cdc_bus: EventBus, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        tenants = Tenants(make_postgres(wal_level="replica").url, secret=SECRET, other_databases=())
+        await tenants.start()
+        assert "wal_level of the tenants' Postgres is replica; set it to logical" in caplog.text
+        project = str(uuid4())
+        await tenants.provision(project)
+        relay = Relay(tenants, cdc_bus, SETTINGS, Metrics())
+        caplog.clear()
+        await relay.start()
+
+        async def told() -> bool:
+            return "There are no events of tables: wal_level" in caplog.text
+
+        await eventually(told)
+        await relay.close()
+
+    async def test_one_where_we_are_no_superuser_is_told_so(
+        self, make_postgres: Callable[..., OwnPostgres], cdc_bus: EventBus
+    ) -> None:
+        server = make_postgres()
+        async with await AsyncConnection.connect(server.url, autocommit=True) as admin:
+            await run(admin, "CREATE ROLE owner", "ALTER DATABASE tenants OWNER TO owner", "SET ROLE owner")
+            with pytest.raises(publication.NotPublishable, match="ATLAS_TENANT_DATABASE_URL must be a superuser's"):
+                await publication.require(admin)
+
+    async def test_it_stops_at_once_though_a_relay_listens(
+        self, make_postgres: Callable[..., OwnPostgres], cdc_bus: EventBus
+    ) -> None:
+        server = make_postgres()
+        tenants = Tenants(server.url, secret=SECRET, other_databases=())
+        await tenants.start()
+        relay = Relay(tenants, cdc_bus, SETTINGS, Metrics())
+        await relay.start()
+        await streaming(tenants)
+        assert server.running
+        server.running.ask_to_stop()
+        await asyncio.to_thread(server.running.process.wait, 10)
+        await relay.close()
+
+
+async def test_what_fails_before_its_transaction_is_known_is_passed_in_growing_steps(
+    tenants: Tenants, person: AsyncConnection, project: str
+) -> None:
+    await run(person, "SET synchronous_commit = on", "CREATE TABLE t (v text)")
+    async with tenants.admin() as admin:
+        name = await slot.claim(admin)
+        await run(person, "INSERT INTO t SELECT md5(i::text) FROM generate_series(1, 10000) AS i")
+        strikes = Strikes()
+        unread = Changes(name, None, most_bytes=1_000_000)
+        for _ in range(STRIKES - 1):
+            strikes.count(ProtocolError("x"), name, unread)
+            await strikes.skip(admin)
+        began, end = await slot.confirmed(admin, name)
+        assert await slot.noted_gap(admin) is None
+        places = [began]
+        for _ in range(3):
+            strikes.count(SqlError({"C": "XX000"}), name, unread)
+            await strikes.skip(admin)
+            places.append((await slot.confirmed(admin, name))[0])
+        assert [after - before for before, after in pairwise(places)] == [2**16, 2**17, 2**18]
+        assert places[-1] < end
+        gap = await slot.noted_gap(admin)
+        assert gap
+        assert (gap.project_id, gap.reason) == (None, "undecodable (XX000)")
+        assert (gap.since, gap.until) == (lsn_text(places[0]), lsn_text(places[-1])), (
+            "one gap while it is not told"
+        )
+        strikes.count(SqlError({"C": "57P01"}), name, unread)
+        elsewhere = Changes(name, None, most_bytes=1_000_000)
+        elsewhere.take(Begin(1, 0, 1), {})
+        strikes.count(ProtocolError("x"), name, elsewhere)
+        await strikes.skip(admin)
+        assert (await slot.confirmed(admin, name))[0] == places[-1], "another place counts anew"
+    await forget_slots(tenants)

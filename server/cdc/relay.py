@@ -36,6 +36,9 @@ log = logger("cdc")
 STAND_BY_S: Final = 0.25
 """Between looks at a slot that another relay has."""
 
+CLAIM_S: Final = 10.0
+"""How long a slot that is being made waits for transactions of tenants, each time before the oldest is ended."""
+
 SAMPLE_S: Final = 1.0
 PUBLISH_EVERY: Final = 60
 """Samples: schemas whose tables were in use when they should have been published."""
@@ -90,7 +93,7 @@ class Relay:
         await self._tenants.publish()
         async with self._tenants.admin() as admin:
             await self._strikes.skip(admin)
-            name = await slot.claim(admin)
+            name = await self._claim(admin)
             if not await _stand_by(admin, name):
                 self._attempt = 0
                 return
@@ -105,6 +108,18 @@ class Relay:
             finally:
                 self._gauge(None)
                 await link.close()
+
+    async def _claim(self, admin: AsyncConnection) -> str:
+        """A tenant's open transaction cannot keep a slot from being made for long."""
+        claiming = asyncio.create_task(slot.claim(admin))
+        try:
+            while not (await asyncio.wait((claiming,), timeout=CLAIM_S))[0]:
+                async with self._tenants.admin() as another:
+                    await slot.end_pinning(another)
+            return claiming.result()
+        finally:
+            claiming.cancel()
+            await asyncio.wait((claiming,))
 
     async def _stream(self, admin: AsyncConnection, link: Link, name: str) -> None:
         pump = Pump(link, self._outlet, self._metrics)

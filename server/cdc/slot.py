@@ -38,7 +38,7 @@ STATES: Final = ("reserved", "extended", "unreserved", "lost")
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Changes that are in no event, of one project or of all. `position`: of its events, after what was lost."""
+    """Changes that are in no event, of one project or of all. `position`: of its first event, after what was lost."""
 
     reason: str
     since: str | None
@@ -63,7 +63,10 @@ class Standing:
 
 
 async def claim(admin: AsyncConnection) -> str:
-    """The name of this database's slot, made or replaced if need be; others of ours that nobody uses are removed."""
+    """The name of this database's slot, made or replaced if need be; others of ours that nobody uses are removed.
+
+    Making one waits until every transaction has ended that writes now.
+    """
     await admin.execute("SELECT pg_advisory_lock(%s)", [LOCK_KEY])
     try:
         noted, gap = await _noted(admin)
@@ -129,15 +132,17 @@ async def end_pinning(admin: AsyncConnection) -> None:
     for role, _ in await cursor.fetchall():
         log.warning(
             "cdc.transaction_ended",
-            f"A transaction of {role} was ended: it held back more than half of the write-ahead log that may be kept "
-            "(max_slot_wal_keep_size)",
+            f"A transaction of {role} was ended: a new replication slot waited for it, or it held back more than half "
+            "of the write-ahead log that may be kept (max_slot_wal_keep_size)",
             role=role,
         )
 
 
 async def projects(admin: AsyncConnection) -> list[str]:
-    """Names of the schemas of all projects."""
-    cursor = await admin.execute("SELECT nspname FROM pg_namespace WHERE nspname ~ %s", [publication.SCHEMA_PATTERN])
+    """Names of the schemas of all projects, new ones last."""
+    cursor = await admin.execute(
+        "SELECT nspname FROM pg_namespace WHERE nspname ~ %s ORDER BY oid", [publication.SCHEMA_PATTERN]
+    )
     return [name for (name,) in await cursor.fetchall()]
 
 

@@ -63,13 +63,13 @@ class Strikes:
         """Skip what has failed too often, the gap noted before. While nobody streams from the slot."""
         if self._count < STRIKES:
             return
+        self._count = 0 if self._commit_lsn is not None else STRIKES - 1  # each step may be tried at once
         since, end = await slot.confirmed(admin, self._slot)
-        if self._commit_lsn is None:
+        if self._commit_lsn is not None:
+            until = self._commit_lsn + 1
+        else:
             until = min(since + self._step_bytes, end)
             self._step_bytes *= 2
-        else:
-            until = self._commit_lsn + 1
-            self._count = 0
         if until <= since:
             return
         untold = await slot.noted_gap(admin)

@@ -8,9 +8,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, OperationalError
 from psycopg.errors import FeatureNotSupported
 
+from server.cdc import relay as relaying
 from server.cdc import slot
 from server.cdc.changes import Changes
 from server.cdc.pgoutput import Begin, ProtocolError
@@ -530,6 +531,26 @@ class TestRelay:
         await eventually(seen)
 
 
+async def test_an_open_transaction_does_not_keep_the_slot_from_being_made(
+    make_relay: Callable[[], Relay], tenants: Tenants, project: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relaying, "CLAIM_S", 0.1)
+    monkeypatch.setattr(slot, "PINNING_S", 0.1)
+    async with await AsyncConnection.connect(tenants.psql_url(project)) as idle:
+        await run(idle, "CREATE TABLE t (id int)")
+        await make_relay().start()
+
+        async def ended() -> bool:
+            try:
+                await run(idle, "SELECT 1")
+            except OperationalError:
+                return True
+            return False
+
+        await eventually(ended)
+    await streaming(tenants)
+
+
 class TestServers:
     async def test_one_without_logical_decoding_is_told_so_and_serves_all_else(
         self, make_postgres: Callable[..., OwnPostgres], cdc_bus: EventBus, caplog: pytest.LogCaptureFixture
@@ -597,9 +618,7 @@ async def test_what_fails_before_its_transaction_is_known_is_passed_in_growing_s
         gap = await slot.noted_gap(admin)
         assert gap
         assert (gap.project_id, gap.reason) == (None, "undecodable (XX000)")
-        assert (gap.since, gap.until) == (lsn_text(places[0]), lsn_text(places[-1])), (
-            "one gap while it is not told"
-        )
+        assert (gap.since, gap.until) == (lsn_text(places[0]), lsn_text(places[-1])), "one gap while it is not told"
         strikes.count(SqlError({"C": "57P01"}), name, unread)
         elsewhere = Changes(name, None, most_bytes=1_000_000)
         elsewhere.take(Begin(1, 0, 1), {})

@@ -55,7 +55,7 @@ class Stored:
         return self.events
 
     async def of(self, project_id: str, count: int, within_s: float = 15.0) -> list[Event]:
-        """The project's events once there are `count` of them; a second later there are no more."""
+        """The project's events once there are `count` of them; AssertionError when there are more."""
 
         async def enough() -> list[Event] | None:
             found = [event for event in await self.read() if event.project_id == project_id]

@@ -7,6 +7,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from uuid import uuid4
 
 import psycopg
@@ -14,6 +15,7 @@ import pytest
 from psycopg import AsyncConnection
 
 from server.cdc.relay import Relay
+from server.events import stream
 from server.events.bus import EventBus
 from server.postgres.tenants import Tenants
 from server.telemetry.metrics import Metrics
@@ -78,6 +80,13 @@ async def write(url: str, writer: int, ends_s: float) -> None:
         await asyncio.sleep(0.02)
 
 
+async def without_deduplication(bus: EventBus) -> None:
+    """The stream forgets ids at once, as it would minutes later: what is published twice then is there twice."""
+    await stream.ensure(bus, SETTINGS)
+    config = (await bus.jetstream.stream_info(stream.NAME)).config
+    await bus.jetstream.update_stream(replace(config, duplicate_window=0.1))
+
+
 async def test_each_committed_change_is_in_the_stream_once_and_in_order(
     server: OwnPostgres, own_nats: OwnNats, relays: Relays
 ) -> None:
@@ -86,6 +95,9 @@ async def test_each_committed_change_is_in_the_stream_once_and_in_order(
     project = str(uuid4())
     await tenants.provision(project)
     url = tenants.psql_url(project)
+    bus = EventBus(own_nats.url)
+    await bus.start()
+    await without_deduplication(bus)
     relays.fill()
     await streaming(tenants)
     async with await AsyncConnection.connect(url, autocommit=True) as person:
@@ -119,8 +131,6 @@ async def test_each_committed_change_is_in_the_stream_once_and_in_order(
         cursor = await person.execute("SELECT id, version FROM t")
         final: dict[int, int] = dict(await cursor.fetchall())
     changes = len(committed) + ROWS + sum(final.values())
-    bus = EventBus(own_nats.url)
-    await bus.start()
     events = await Stored(bus).of(project, changes, within_s=60)
     await bus.close()
     logged = [(event.data.value["writer"], event.data.value["number"]) for event in events if "log" in event.type]

@@ -26,6 +26,7 @@ from server.events.types import unescape
 from server.postgres import publication
 from server.postgres.session import SqlError
 from server.postgres.tenants import Tenants, schema_of
+from server.settings import Settings
 from server.telemetry.metrics import Metrics
 from tests.fault.cdc_relay import SECRET
 from tests.fix_cdc import SETTINGS, OwnPostgres, Stored, forget_slots, run, streaming
@@ -429,6 +430,33 @@ class TestRelay:
         await cdc_bus.jetstream.delete_stream(stream.NAME)
         await run(person, "INSERT INTO t VALUES (2)")
         assert [event.data.value["id"] for event in await Stored(cdc_bus).of(project, 1)] == [2]
+
+    async def test_a_full_stream_makes_them_wait(
+        self,
+        cdc_bus: EventBus,
+        person: AsyncConnection,
+        project: str,
+        tenants: Tenants,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        relay = Relay(tenants, cdc_bus, Settings(events_keep_mb=16), Metrics())
+        await relay.start()
+        await streaming(tenants)
+        await run(person, "CREATE TABLE t (id int, v text)")
+        await run(person, "INSERT INTO t SELECT i, repeat('x', 900000) FROM generate_series(1, 25) AS i")
+
+        async def full() -> bool:
+            return "the stream is full" in caplog.text
+
+        await eventually(full)
+        before = Stored(cdc_bus)
+        stayed = len(await before.read())
+        assert 0 < stayed < 25
+        await cdc_bus.jetstream.purge_stream(stream.NAME)
+        after = await Stored(cdc_bus).of(project, 25 - stayed)
+        assert [event.data.value["id"] for event in (*before.events, *after)] == list(range(1, 26))
+        await relay.close()
+        await forget_slots(tenants)
 
     async def test_what_others_publish_among_the_changes_changes_nothing(
         self, relay: Relay, stored: Stored, cdc_bus: EventBus, person: AsyncConnection, project: str

@@ -9,7 +9,6 @@ stored, a transaction as a whole; so a relay may die at any time. While NATS is 
 """
 
 import asyncio
-import itertools
 from typing import Final
 
 import psycopg
@@ -40,8 +39,8 @@ CLAIM_S: Final = 10.0
 """How long a slot that is being made waits for transactions of tenants, each time before the oldest is ended."""
 
 SAMPLE_S: Final = 1.0
-PUBLISH_EVERY: Final = 60
-"""Samples: schemas whose tables were in use when they should have been published."""
+PUBLISH_S: Final = 60.0
+"""Between looks for schemas that are not published, because their tables were in use when they should have been."""
 
 BACKOFF_S: Final = (0.1, 0.25, 0.5, 1.0, 2.0)
 UNFIT_S: Final = 30.0
@@ -102,6 +101,7 @@ class Relay:
             except SqlError as why:
                 if why.sqlstate != slot.IN_USE:
                     raise
+                self._attempt = 0  # another was quicker
                 return
             try:
                 await self._stream(admin, link, name)
@@ -134,11 +134,12 @@ class Relay:
             self._attempt, self._told = 0, ""
             await pump.run(changes, lambda oids: slot.base_types(admin, oids))
 
-        working = asyncio.create_task(run())
-        watching = asyncio.create_task(self._watch(admin, link, pump, name))
+        tasks = [
+            asyncio.create_task(work) for work in (run(), self._watch(admin, link, pump, name), self._keep_published())
+        ]
         try:
-            await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-            for task in (working, watching):
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
                 if task.done():
                     task.result()
         except (SqlError, ProtocolError) as why:
@@ -146,20 +147,23 @@ class Relay:
                 self._strikes.count(why, name, changes)
             raise
         finally:
-            for task in (working, watching):
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait((working, watching))
+            await asyncio.wait(tasks)
+
+    async def _keep_published(self) -> None:
+        while True:
+            await asyncio.sleep(PUBLISH_S)
+            await self._tenants.publish()
 
     async def _watch(self, admin: AsyncConnection, link: Link, pump: Pump, name: str) -> None:
         """The server hears from us, and operators from it."""
-        for number in itertools.count(1):
+        while True:
             link.confirm(pump.confirmed)
             standing = await slot.standing(admin, name)
             self._gauge(standing)
             if standing and standing.pinned:
                 await slot.end_pinning(admin)
-            if number % PUBLISH_EVERY == 0:
-                await self._tenants.publish()
             await asyncio.sleep(SAMPLE_S)
 
     def _gauge(self, standing: slot.Standing | None) -> None:

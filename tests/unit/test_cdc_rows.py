@@ -21,6 +21,7 @@ from server.cdc.pgoutput import (
 )
 from server.cdc.position import Position, lsn_text, parse_lsn, parse_position
 from server.events.envelope import Change, Event, decode, spelled
+from server.postgres.tenants import project_of, schema_of
 
 SCHEMA = "proj_" + "a1" * 16
 PROJECT = "a1a1a1a1-a1a1-a1a1-a1a1-a1a1a1a1a1a1"
@@ -174,6 +175,13 @@ class TestOrder:
         tables = [Relation(oid, SCHEMA, "t", "f", columns) for oid in range(1000)]
         with pytest.raises(TooManyTables):
             taken(subject, *tables)
+
+
+def test_only_a_projects_schema_leads_to_a_project() -> None:
+    assert schema_of(PROJECT) == SCHEMA
+    assert project_of(SCHEMA) == PROJECT
+    for other in ("public", "proj_x", SCHEMA + "\n", SCHEMA.upper(), "x" + SCHEMA):
+        assert project_of(other) is None
 
 
 class TestPositions:

@@ -10,10 +10,11 @@ from functools import partial
 from typing import Final
 
 from server import parts, prerequisites, process
+from server.cdc.relay import Relay as ChangeRelay
 from server.dispatch.cron import Cron
 from server.dispatch.dispatcher import Dispatcher
 from server.events import stream
-from server.events.outbox import Relay
+from server.events.outbox import Relay as OutboxRelay
 from server.events.publisher import Publisher
 from server.invocations.async_worker import AsyncWorker
 from server.invocations.asynchronous import AsyncRuns
@@ -64,6 +65,7 @@ def run_worker(settings: Settings) -> None:
         dispatcher = _dispatcher(started, triggers)
         drains = (await _start_running(started, stack), await _start_workflows(started, stack), dispatcher.close)
         await _start_publishing(started, stack)
+        await _start_capturing(started, stack)
         await started.listen()
         await triggers.start()
         stack.push_async_callback(dispatcher.close)
@@ -150,7 +152,14 @@ async def _start_publishing(started: Parts, stack: AsyncExitStack) -> None:
     """Events that were committed with what they tell of. Before `listen`: they are announced."""
     publisher = Publisher(started.bus, started.settings)
     await publisher.start()
-    relay = Relay(started.pool, started.changes, publisher)
+    relay = OutboxRelay(started.pool, started.changes, publisher)
+    stack.push_async_callback(relay.close)
+    await relay.start()
+
+
+async def _start_capturing(started: Parts, stack: AsyncExitStack) -> None:
+    """Changes of tenants' tables as events: in the worker that has the slot, the others stand by."""
+    relay = ChangeRelay(started.tenants, started.bus, started.settings, started.metrics)
     stack.push_async_callback(relay.close)
     await relay.start()
 

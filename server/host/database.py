@@ -18,7 +18,7 @@ from server.host.connections import PER_PROJECT, TOTAL, WAIT_S, Connections, NoC
 from server.log import Logger
 from server.postgres.session import ConnectionLost, CopyRefused, Session, SqlError
 from server.postgres.tenants import Tenants, schema_of
-from server.postgres.values import Loader, as_object, loaders
+from server.postgres.values import FORMATS, Loader, as_object, loaders
 from server.postgres.wire import Column, MessageTooLarge, WireError
 
 log = Logger("database")
@@ -29,12 +29,7 @@ MAX_SQL_BYTES: Final = 1024 * 1024
 MAX_ERROR_CHARS: Final = 2_000
 
 SESSION: Final = {
-    "client_encoding": "UTF8",
-    "DateStyle": "ISO, MDY",
-    "IntervalStyle": "postgres",
-    "TimeZone": "UTC",
-    "bytea_output": "hex",
-    "extra_float_digits": "1",
+    **FORMATS,
     "standard_conforming_strings": "on",
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",

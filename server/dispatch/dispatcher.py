@@ -26,6 +26,9 @@ from server.telemetry.metrics import Metrics
 SLOTS: Final = 64
 """Deliveries that one process runs at a time; half of them of one trigger, as many as one project has sandboxes."""
 
+BUSY: Final = 4
+"""With more than one in so many slots taken, throughput goes before the latency of single outcomes."""
+
 DRAIN_S: Final = 6.0
 MOST_COUNTED: Final = 100_000
 TOPIC: Final = "delivery"
@@ -52,7 +55,9 @@ class Dispatcher:
         self._pool = pool
         self._metrics = metrics = metrics or Metrics()
         self._room = Room(slots)
-        self._outcomes = Outcomes(pool, lambda delay_s: self._starter.ended(delay_s))
+        self._outcomes = Outcomes(
+            pool, lambda delay_s: self._starter.ended(delay_s), lambda: self._room.taken > slots // BUSY
+        )
         self._runs = Runs(invoker, workflows, self._outcomes, self._room, metrics=metrics, clock=clock)
         self._lease = Lease(
             pool, known=self._runs.known, found=lambda: self._starter.wake(), lease_s=lease_s, clock=clock

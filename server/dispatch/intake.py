@@ -13,18 +13,17 @@ that is there already is left alone, whoever meets it again.
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
-from uuid import uuid4
 
 from server.clock import Clock, SystemClock
 from server.dispatch import consumer, ledger, parked
 from server.dispatch.consumer import Message, Pull
 from server.dispatch.identity import delivery_id
 from server.dispatch.lease import Lease
-from server.dispatch.ledger import Body, Pair, State
+from server.dispatch.ledger import Body, Pair
 from server.dispatch.order import order_key, order_path
+from server.dispatch.planning import Fired, choose
 from server.dispatch.room import LEAST_PATIENCE_S, Room
 from server.dispatch.runs import Attempt, Runs
 from server.dispatch.starter import Starter, Triggers
@@ -36,8 +35,6 @@ from server.log import logger
 from server.postgres.control import Kept, Pool, transaction
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
-from server.tiers import Tier
-from server.triggers.cache import Armed
 from server.triggers.view import envelope_of
 
 log = logger("dispatch")
@@ -48,27 +45,14 @@ IN_HAND: Final = 256
 IN_HAND_BYTES: Final = 32 * 1024 * 1024
 """Above, no more are asked for."""
 
-PAIRS: Final = 1_000
-"""Written in one transaction at most."""
-
 TURN_S: Final = 0.005
 """How long messages are read before others on the event loop have their turn."""
 
+GATHER_S: Final = 0.003
+"""While pairs wait for slots, these are let come free for so long, so that one transaction serves some of them."""
+
 IDLE_S: Final = 1.0
 BACKOFF_S: Final = (0.1, 0.25, 0.5, 1.0)
-
-
-@dataclass(slots=True, eq=False)
-class _Fired:
-    """A pair in hand."""
-
-    message: Message
-    event: Event
-    armed: Armed
-    tier: Tier | None
-    id: str
-    order_key: str | None
-    since_s: float
 
 
 class Intake:
@@ -98,7 +82,7 @@ class Intake:
         self._metrics = metrics or Metrics()
         self._clock = clock or SystemClock()
         self._unread: list[Message] = []
-        self._fired: list[_Fired] = []
+        self._fired: list[Fired] = []
         self._strange: list[tuple[Message, str]] = []
         self._done: list[Message] = []
         self._failures = 0  # since something last went on
@@ -164,6 +148,8 @@ class Intake:
         self._done.clear()
         if moved:
             self._failures = 0
+        if moved and self._fired:
+            await asyncio.sleep(GATHER_S)
         if not moved and not self._unread:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LEAST_PATIENCE_S if self._fired else IDLE_S):
@@ -212,7 +198,7 @@ class Intake:
         for armed in fired:
             path = order_path(armed.trigger)
             self._fired.append(
-                _Fired(
+                Fired(
                     message,
                     event,
                     armed,
@@ -225,7 +211,10 @@ class Intake:
 
     async def _claim(self) -> bool:
         """Write what can start, and what need not wait for that; whether there was any."""
-        chosen = self._choose()
+        now_s = asyncio.get_running_loop().time()
+        chosen, spilled = choose(self._fired, self._room, self._starter.waits, now_s)
+        for trigger_id in spilled:
+            self._starter.spill(trigger_id)
         if not chosen:
             return False
         pairs = [pair for _, pair in chosen]
@@ -242,7 +231,7 @@ class Intake:
         self._account(chosen, run)
         return True
 
-    def _account(self, chosen: Sequence[tuple[_Fired, Pair]], run: set[str]) -> None:
+    def _account(self, chosen: Sequence[tuple[Fired, Pair]], run: set[str]) -> None:
         """They are in the ledger: start those that run, and count off their messages."""
         written = {id(each) for each, _ in chosen}
         self._fired = [each for each in self._fired if id(each) not in written]
@@ -261,31 +250,6 @@ class Intake:
                 queued = True
         if queued:
             self._starter.wake()
-
-    def _choose(self) -> list[tuple[_Fired, Pair]]:
-        """What is to be written now; slots are taken for what starts."""
-        now_s = asyncio.get_running_loop().time()
-        full: set[str] = set()
-        chosen: list[tuple[_Fired, Pair]] = []
-        for each in self._fired:
-            trigger = each.armed.trigger
-            state: State
-            if trigger.paused:
-                state = "held"
-            elif each.order_key is not None or trigger.concurrency is not None or self._starter.waits(trigger.id):
-                state = "queued"
-            elif trigger.id not in full and self._room.take(trigger.id):
-                state = "running"
-            elif now_s - each.since_s > self._room.patience_s(trigger.id):
-                state = "queued"
-                self._starter.spill(trigger.id)
-            else:
-                full.add(trigger.id)
-                continue
-            chosen.append((each, _pair(each, state)))
-            if len(chosen) == PAIRS:
-                break
-        return chosen
 
     async def _park(self) -> None:
         async with transaction(self._pool) as conn:
@@ -309,26 +273,11 @@ class Intake:
                 await pull.nak(message)
 
 
-def _pair(each: _Fired, state: State) -> Pair:
-    trigger, event = each.armed.trigger, each.event
-    return Pair(
-        each.id,
-        trigger.project_id,
-        trigger.id,
-        event.id,
-        event.type,
-        each.message.sequence,
-        each.order_key,
-        str(uuid4()),
-        state,
-    )
-
-
-def _body(each: _Fired) -> Body:
+def _body(each: Fired) -> Body:
     return Body(each.event.project_id, each.event.id, each.message.body)
 
 
-def _attempt(each: _Fired, pair: Pair, now: datetime) -> Attempt:
+def _attempt(each: Fired, pair: Pair, now: datetime) -> Attempt:
     return Attempt(
         delivery_id=pair.id,
         run_id=pair.run_id,

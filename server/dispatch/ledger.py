@@ -7,8 +7,7 @@ insert ──▶ running ──end──▶ done · dead · cancelled        `du
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from server.postgres.control import Connection
 
@@ -83,8 +82,7 @@ WHERE held.trigger_id IS NOT NULL AND NOT (coalesce(t.enabled, false) AND t.paus
 State = Literal["running", "queued", "held"]
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(NamedTuple):
     """An event and a trigger that it fired, and what is to become of them."""
 
     id: str
@@ -98,15 +96,13 @@ class Pair:
     state: State
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
+class Body(NamedTuple):
     project_id: str
     event_id: str
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """How an attempt ended. `entry`, for the history, `error` are JSON; without an outcome nothing is told of it, as
     when the attempt was none."""
 
@@ -122,7 +118,7 @@ class End:
 
 
 async def insert(conn: Connection, lease: str, bodies: Sequence[Body], pairs: Sequence[Pair]) -> set[str]:
-    """Write pairs that are new, with their events; the ids of those that run now. Those that are known stay as they
+    """Write pairs, at least one, with their events; the ids of those that run now. Those that are known stay as they
     are. Where `lease` is over, what was to run is queued."""
     bodies = sorted(bodies, key=lambda each: (each.project_id, each.event_id))  # in one order, so that nobody deadlocks
     pairs = sorted(pairs, key=lambda each: each.id)
@@ -130,28 +126,18 @@ async def insert(conn: Connection, lease: str, bodies: Sequence[Body], pairs: Se
         _INSERT,
         [
             lease,
-            [each.project_id for each in bodies],
-            [each.event_id for each in bodies],
-            [each.body for each in bodies],
+            *(list(column) for column in zip(*bodies, strict=True)),
             lease,
-            [each.id for each in pairs],
-            [each.project_id for each in pairs],
-            [each.trigger_id for each in pairs],
-            [each.event_id for each in pairs],
-            [each.event_type for each in pairs],
-            [each.sequence for each in pairs],
-            [each.order_key for each in pairs],
-            [each.run_id for each in pairs],
-            [each.state for each in pairs],
+            *(list(column) for column in zip(*pairs, strict=True)),
         ],
     )
     return {str(found) for found, state in await cursor.fetchall() if state == "running"}
 
 
 async def end(conn: Connection, ends: Sequence[End]) -> set[str]:
-    """Write how attempts ended; the ids of those that were still what is said here to have run."""
+    """Write how attempts ended, at least one; the ids of those that were still what is said here to have run."""
     ends = sorted(ends, key=lambda each: each.id)
-    columns = [[getattr(each, name) for each in ends] for name in End.__slots__]
+    columns = [list(column) for column in zip(*ends, strict=True)]
     cursor = await conn.cursor(binary=True).execute(_END, columns)
     return {str(found) for (found,) in await cursor.fetchall()}
 

@@ -14,13 +14,16 @@ from server.postgres.control import Kept, Pool
 log = logger("dispatch")
 
 AT_ONCE: Final = 500
+GATHER_S: Final = 0.003
 AGAIN_S: Final = 0.25
 CLOSE_S: Final = 5.0
 
 
 class Outcomes:
-    def __init__(self, pool: Pool, written: Callable[[float], None]) -> None:
-        """`written` is called when something was: with the least delay of what is to run again, else infinity."""
+    def __init__(self, pool: Pool, written: Callable[[float], None], busy: Callable[[], bool] = lambda: False) -> None:
+        """`written` is called when something was: with the least delay of what is to run again, else infinity. While
+        `busy`, ends are let gather."""
+        self._busy = busy
         self._kept = Kept(pool)
         self._written = written
         self._ends: list[End] = []
@@ -61,6 +64,8 @@ class Outcomes:
         away = False
         while True:
             await self._some.wait()
+            if self._busy():
+                await asyncio.sleep(GATHER_S)
             try:
                 await self._write(self._ends[:AT_ONCE])
                 away = False

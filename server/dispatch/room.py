@@ -18,6 +18,11 @@ QUICK_S: Final = 0.1
 """Mean time in a slot, of a trigger whose pairs had better wait for one: half of 64 slots serve 320 a second."""
 
 PATIENCE_S: Final = 2.0
+"""Of quick triggers."""
+
+FIRST_PATIENCE_S: Final = 0.5
+"""Of triggers of which nothing has ended here yet."""
+
 LEAST_PATIENCE_S: Final = 0.05
 WEIGHT: Final = 0.1
 """Of the latest run in that mean."""
@@ -61,11 +66,17 @@ class Room:
 
     def patience_s(self, trigger_id: str) -> float:
         """How long a pair had better wait for a slot rather than be queued."""
-        return PATIENCE_S if self._slot_s.get(trigger_id, QUICK_S) < QUICK_S else LEAST_PATIENCE_S
+        mean_s = self._slot_s.get(trigger_id)
+        if mean_s is None:
+            return FIRST_PATIENCE_S
+        return PATIENCE_S if mean_s < QUICK_S else LEAST_PATIENCE_S
+
+    def is_quick(self, trigger_id: str) -> bool:
+        return self._slot_s.get(trigger_id, QUICK_S) < QUICK_S
 
     def used(self, trigger_id: str, seconds: float) -> None:
         """A slot was held by a run of it for so long."""
-        mean_s = self._slot_s.get(trigger_id, seconds)
+        mean_s = self._slot_s.get(trigger_id, 0.0)  # the first one had to be made ready
         self._slot_s[trigger_id] = mean_s + WEIGHT * (seconds - mean_s)
 
     def give_back(self, trigger_id: str) -> None:

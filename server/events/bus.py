@@ -1,10 +1,10 @@
 """The connection to NATS JetStream, kept for the life of the process and re-made for ever when it is lost."""
 
 import contextlib
-from typing import Final
+from typing import Any, Final
 
-import nats
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
@@ -15,6 +15,22 @@ log = logger("events")
 CONNECT_TIMEOUT_S: Final = 5
 
 
+class _Client(Client):
+    """nats-py ends its connection at a subject that is not UTF-8 and at odd headers, and NATS lets anybody publish
+    both."""
+
+    def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> Msg:
+        readable = subject if subject.isascii() else subject.decode(errors="replace").encode()
+        message: Msg = super()._build_message(sid, readable, reply, data, headers)
+        return message
+
+    async def _process_headers(self, headers: Any) -> dict[str, str] | None:
+        try:
+            return await super()._process_headers(headers)
+        except (IndexError, ValueError):
+            return None
+
+
 class EventBus:
     def __init__(self, url: str) -> None:
         self._url = url
@@ -22,15 +38,17 @@ class EventBus:
 
     async def start(self) -> None:
         """Connected, or an exception; once connected, reconnecting is the client's own business."""
-        self._client = await nats.connect(
+        client = _Client()
+        await client.connect(
             self._url,
             connect_timeout=CONNECT_TIMEOUT_S,
             max_reconnect_attempts=-1,
-            reconnect_time_wait=0.25,
+            reconnect_time_wait=0.25,  # type: ignore[arg-type]
             error_cb=_on_error,
             disconnected_cb=self._on_lost,
             reconnected_cb=_on_back,
         )
+        self._client = client
 
     @property
     def client(self) -> Client:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+import nats
 import pytest
 
 from engines.contract import Outcome, Result
@@ -203,6 +204,23 @@ async def test_what_is_no_event_is_parked_and_blocks_nothing(site: Site) -> None
     assert [size for _, _, _, size in found][:6] == [len(body) for body in rubbish]
     assert all(reason for _, reason, _, _ in found)
     assert len(found) == 7
+
+
+@pytest.mark.parametrize(
+    "headers", [b"", b"NATS/1.0\r\nA: \xff\r\n\r\n", b"NATS/1.0 503 \xff\r\n\r\n", b"NATS/1.0", b"\xff\r\n\r\n"]
+)
+async def test_odd_subjects_and_headers_do_not_end_the_connection(site: Site, headers: bytes) -> None:
+    await (await site.worker()).start()
+    await site.trigger()
+    publisher = await nats.connect(site.nats_url)
+    sizes = b"%d %d" % (len(headers), len(headers) + 2)
+    await publisher._send_command(b"PUB atlasdb.events.\xff 2\r\n{}\r\n")
+    await publisher._send_command(b"HPUB atlasdb.events.a " + sizes + b"\r\n" + headers + b"{}\r\n")
+    await publisher.flush()
+    await publisher.close()
+    await site.publish(1)
+    await site.until({"done": 1})
+    await site.taken()
 
 
 async def encoded(site: Site) -> bytes:

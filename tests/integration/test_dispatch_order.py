@@ -73,7 +73,7 @@ async def test_keys_do_not_wait_for_each_other_and_a_dead_head_lets_the_next_go(
     trigger_id = await site.trigger(order_key="k", retry={"attempts": 1})
     await site.publish({"k": "slow", "n": 1}, {"k": "slow", "n": 2}, {"k": "x", "n": 0}, {"k": "x", "n": 1})
     await site.until({"running": 1, "queued": 1, "dead": 1, "done": 1})
-    assert [data["k"] for data in worker.invoker.data()] == ["slow", "x", "x"]
+    assert sorted(data["k"] for data in worker.invoker.data()) == ["slow", "x", "x"]
     gate.open.set()
     await site.until({"done": 3, "dead": 1}, trigger_id)
 

@@ -1,5 +1,6 @@
 """What an attempt makes of a delivery, and how order keys are spelled."""
 
+import uuid
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from engines.contract import Outcome, Response, Result
 from server.dispatch import decisions
 from server.dispatch.decisions import Ended, Verdict, decide, ended, may_begin
+from server.dispatch.identity import delivery_id
 from server.dispatch.order import MAX_CHARS, order_key
 from server.errors import AtlasError, Cancelled, Internal, NotFound, Unavailable, Unimplemented
 from server.functions.outcomes import error_of
@@ -119,3 +121,8 @@ def test_what_cannot_be_stored_is_told_apart_by_its_hash(value: object) -> None:
 def test_nothing_at_the_path_is_no_key() -> None:
     assert order_key(("data", "k"), {"data": 5}) is None
     assert order_key(("subject",), {}) is None
+
+
+def test_a_pair_has_one_id() -> None:
+    trigger_id = "7f1c2d5e-9a56-4c0b-8f43-5d3f6c1e2a90"
+    assert delivery_id(trigger_id, "order-1") == str(uuid.uuid5(uuid.UUID(trigger_id), "order-1"))

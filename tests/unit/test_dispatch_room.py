@@ -1,10 +1,6 @@
-"""Who may have a slot, and when runs take their turn."""
+"""Who may have a slot, and how long a pair waits for one."""
 
-import asyncio
-
-from server.dispatch.room import LEAST_PATIENCE_S, PATIENCE_S, Room
-from server.dispatch.runs import Line
-from tests.fix_runs import eventually
+from server.dispatch.room import FIRST_PATIENCE_S, LEAST_PATIENCE_S, PATIENCE_S, Room
 
 
 def test_one_trigger_has_half_of_the_slots_at_most() -> None:
@@ -55,38 +51,9 @@ def test_what_must_have_a_slot_has_one() -> None:
 
 def test_pairs_wait_longer_where_runs_are_quick() -> None:
     room = Room(8)
-    assert room.patience_s("a") == LEAST_PATIENCE_S
-    room.used("a", 0.01)
+    assert room.patience_s("a") == FIRST_PATIENCE_S
+    room.used("a", 0.5)  # its sandbox was made
     assert room.patience_s("a") == PATIENCE_S
     for _ in range(20):
         room.used("a", 1.0)
     assert room.patience_s("a") == LEAST_PATIENCE_S
-
-
-async def test_a_few_at_a_time_and_nobody_for_long() -> None:
-    line, inside = Line(2), list[int]()
-
-    async def run(number: int, leave: asyncio.Event) -> None:
-        await line.wait()
-        inside.append(number)
-        await leave.wait()
-        line.leave()
-
-    slow, quick = asyncio.Event(), asyncio.Event()
-    quick.set()
-    tasks = [asyncio.create_task(run(number, quick)) for number in range(6)]
-    await asyncio.gather(*tasks)
-    assert inside == list(range(6))
-    inside.clear()
-    tasks = [asyncio.create_task(run(number, slow)) for number in range(6)]
-
-    async def all_inside() -> bool:
-        return len(inside) == 6
-
-    await eventually(all_inside)
-    slow.set()
-    await asyncio.gather(*tasks)
-    tasks = [asyncio.create_task(run(number, quick)) for number in range(3)]
-    tasks[0].cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    assert len(inside) == 8

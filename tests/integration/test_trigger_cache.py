@@ -285,4 +285,3 @@ async def test_a_change_while_its_row_is_loaded_is_not_lost(
         assert (armed.trigger.concurrency or 0) >= known
         await asyncio.sleep(0)
     await writer
-

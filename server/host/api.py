@@ -20,9 +20,10 @@ import orjson
 
 from engines.contract import HostError, Limits
 from server.host import arguments
-from server.host.database import MAX_SQL_BYTES, Database
+from server.host.database import Database
 from server.host.fetch import Fetcher
 from server.host.keyvalue import KeyValue
+from server.host.statement import MAX_SQL_BYTES
 from server.telemetry.metrics import Metrics
 from server.telemetry.tracing import UNTRACED, Span
 

@@ -10,7 +10,8 @@ from typing import Final
 
 from server import parts, process
 from server.dispatch.dispatcher import Dispatcher
-from server.events import stream
+from server.events import run_outbox, stream
+from server.events.publisher import Publisher
 from server.invocations.async_worker import AsyncWorker
 from server.invocations.asynchronous import AsyncRuns
 from server.invocations.attempts import Attempts
@@ -49,6 +50,7 @@ def run_worker(settings: Settings) -> None:
         await triggers.start()
         stack.push_async_callback(dispatcher.close)
         await dispatcher.start()
+        await _start_relaying(started, stack)
         parts.repeat(dispatcher.sample, SAMPLE_S, "counting deliveries", stack)
         parts.repeat(partial(stream.trim, started.bus, settings), TRIM_S, "removing events that are done", stack)
         parts.repeat(started.projects.sweep, TIDY_S, "removing what deleted projects left", stack)
@@ -90,6 +92,13 @@ def _dispatcher(started: Parts, triggers: TriggerCache) -> Dispatcher:
         invoker=started.invoker(started.recorder),
         metrics=started.metrics,
     )
+
+
+async def _start_relaying(started: Parts, stack: AsyncExitStack) -> None:
+    """Events that functions published within transactions: out of the outbox, into the stream."""
+    relay = run_outbox.Relay(started.tenants, started.bus, Publisher(started.bus, started.settings))
+    stack.push_async_callback(relay.close)
+    await relay.start()
 
 
 async def _say_ready(settings: Settings, stack: AsyncExitStack) -> None:

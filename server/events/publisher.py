@@ -86,6 +86,10 @@ class Publisher:
         finally:
             self._waiting_bytes -= size
 
+    def require_size(self, event: Event) -> None:
+        """InvalidArgument when it is too large for the server."""
+        self._message(event)
+
     def _message(self, event: Event) -> _Message:
         body = encode(event)
         allowed = min(MAX_EVENT_BYTES, self._bus.client.max_payload - HEADERS_BYTES)

@@ -19,6 +19,7 @@ from server.host import parameters
 from server.host.connections import PER_PROJECT, TOTAL, WAIT_S, Connections, NoConnection
 from server.host.statement import MAX_RESULT_BYTES, refuse_control, run, sql_error, too_many_bytes
 from server.log import Logger
+from server.postgres.effects import Effects
 from server.postgres.session import ConnectionLost, CopyRefused, Session, SqlError
 from server.postgres.tenants import Tenants, schema_of
 from server.postgres.wire import MessageTooLarge, WireError
@@ -114,6 +115,10 @@ class Database:
         except SqlError as why:
             log.warning("database.refused", "A tenant's login failed", project_id=project_id, sqlstate=why.sqlstate)
             raise HostError("unavailable", "atlas.db.query: the database did not accept the connection") from None
+
+    def effects(self, project_id: str) -> Effects:
+        """What the project's runs leave beside its rows."""
+        return self._tenants.effects(project_id)
 
     async def forget(self, project_id: str) -> None:
         """Close the project's idle connections, before it is dropped."""

@@ -54,9 +54,8 @@ async def run(session: Session, sql: str, values: Sequence[object], before: Sequ
 
 
 async def run_in_block(session: Session, sql: str, values: Sequence[object]) -> bytes:
-    """Run it within the session's block. HostError before anything is sent when it would end the block; SqlError, and
-    the session is idle; after any other HostError abandon it."""
-    refuse_control(sql)
+    """Run it within the session's block; `refuse_control` first. SqlError, and the session is idle; after HostError
+    abandon it."""
     types = [parameters.literal_type(value) for value in values]
     if values:  # an error would end the block, so types are looked at first
         try:

@@ -17,7 +17,7 @@ from typing import Final
 from engines.contract import HostError
 from server.host import parameters
 from server.host.connections import PER_PROJECT, TOTAL, WAIT_S, Connections, NoConnection
-from server.host.statement import MAX_RESULT_BYTES, refuse_control, run, sql_error, too_many_bytes
+from server.host.statement import MAX_RESULT_BYTES, Writers, refuse_control, run, sql_error, too_many_bytes
 from server.log import Logger
 from server.postgres.effects import Effects
 from server.postgres.session import ConnectionLost, CopyRefused, Session, SqlError
@@ -56,6 +56,7 @@ class Database:
     ) -> None:
         self._tenants = tenants
         self._per_project = per_project
+        self._writers = Writers()
         self._connections: Connections[Session] = Connections(
             self._connect, total=total, per_project=per_project, wait_s=wait_s
         )
@@ -83,7 +84,7 @@ class Database:
         try:
             async with asyncio.timeout(timeout_ms / 1000), self.session(project_id) as session:
                 try:
-                    return await run(session, sql, values, before)
+                    return await run(session, sql, values, before, self._writers)
                 except SqlError as why:
                     refused = why  # the session is clean, keep it
         except TimeoutError:

@@ -6,7 +6,7 @@ types of the values ─▶ execute ─▶ rows within the caps ─▶ commit, or
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from engines.contract import HostError
@@ -37,20 +37,55 @@ CONTROL: Final = re.compile(
 )
 """First words of what would end a transaction, or the session's state: in a block it must not even be tried."""
 
+READS: Final = re.compile(r"(?:select|with|table|values|show|explain)\b", re.ASCII | re.IGNORECASE)
+WRITES: Final = re.compile(r"\b(?:insert|update|delete|merge|into|share)\b", re.ASCII | re.IGNORECASE)
+"""First words of what may be a read, and words without which it probably is one. A guess: it is checked."""
+
+MAX_WRITERS: Final = 500
+MAX_WRITER_CHARS: Final = 2_000
+
 MISTYPED: Final = frozenset(("42883", "42804", "42846", "42725"))
 UNTYPED: Final = "42P18"
 
 
-async def run(session: Session, sql: str, values: Sequence[object], before: Sequence[bytes]) -> bytes:
-    """Run it, and commit."""
-    types = [parameters.literal_type(value) for value in values]
-    try:
-        return await _committed(session, sql, types, values, before)
-    except SqlError as why:
-        if not _mistyped(why) or not values:
-            raise
-        refused = why
-    return await _committed(session, sql, await _inferred(session, sql, types, refused), values, before)
+class Writers:
+    """Statements that looked like reads and wrote, as far as remembered."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, None] = {}
+
+    def add(self, sql: str) -> None:
+        if len(self._known) >= MAX_WRITERS:
+            del self._known[next(iter(self._known))]
+        if len(sql) <= MAX_WRITER_CHARS:
+            self._known[sql] = None
+
+    def is_read(self, sql: str) -> bool:
+        """Whether it is worth a try without what goes before writes."""
+        reads = READS.match(sql, _first_word(sql)) is not None and WRITES.search(sql) is None
+        return reads and sql not in self._known
+
+
+async def run(session: Session, sql: str, values: Sequence[object], before: Sequence[bytes], writers: Writers) -> bytes:
+    """Run it, and commit. `before` goes ahead of what writes; a read is spared it, for it would make it a commit to
+    disk. What looked like a read and wrote is rolled back, and run again."""
+    if before and writers.is_read(sql):
+        session.begin()
+        rows = await _execute(session, sql, values, session.begin)
+        if not await _has_written(session):
+            await session.commit()
+            return rows
+        await session.rollback()
+        writers.add(sql)
+
+    def begin() -> None:
+        if before:
+            session.begin(*before)
+
+    begin()
+    rows = await _execute(session, sql, values, begin)
+    await session.commit()
+    return rows
 
 
 async def run_in_block(session: Session, sql: str, values: Sequence[object]) -> bytes:
@@ -134,12 +169,22 @@ class _Rows:
         return b"[" + b",".join(self._rows) + b"]"
 
 
-async def _committed(
-    session: Session, sql: str, types: Sequence[int], values: Sequence[object], before: Sequence[bytes]
-) -> bytes:
+async def _execute(session: Session, sql: str, values: Sequence[object], begin: Callable[[], None]) -> bytes:
+    """Run it, and leave it to be committed. `begin` opens the block again after a refusal, if there was one."""
+    types = [parameters.literal_type(value) for value in values]
+    try:
+        return await _rows_of(session, sql, types, values)
+    except SqlError as why:
+        if not _mistyped(why) or not values:
+            raise
+        refused = why
+    types = await _inferred(session, sql, types, refused)
+    begin()
+    return await _rows_of(session, sql, types, values)
+
+
+async def _rows_of(session: Session, sql: str, types: Sequence[int], values: Sequence[object]) -> bytes:
     rows = _Rows()
-    if before:
-        session.begin(*before)
     tag = await session.execute(sql, types, _texts(types, values), rows.columns, rows.add)
     if tag in WITHOUT_EFFECT:
         raise HostError(
@@ -147,8 +192,16 @@ async def _committed(
             f"atlas.db.query: {tag} would have no effect, every call is a transaction of its own. "
             "For several statements in one transaction use atlas.db.transaction",
         )
-    await session.commit()
     return rows.json()
+
+
+async def _has_written(session: Session) -> bool:
+    """Whether the transaction has an id, without which it cannot have changed a row."""
+    found: list[list[bytes | None]] = []
+    await session.execute(
+        "SELECT pg_catalog.pg_current_xact_id_if_assigned() IS NOT NULL", (), (), lambda _: None, found.append
+    )
+    return found != [[b"f"]]
 
 
 async def _inferred(session: Session, sql: str, types: Sequence[int], refused: SqlError) -> list[int]:

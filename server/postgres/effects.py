@@ -57,6 +57,12 @@ BEGIN
   INSERT INTO atlas_run.key (inner_pad, outer_pad, version) VALUES ({inner}, {outer}, {version})
     ON CONFLICT (one) DO UPDATE SET inner_pad = {inner}, outer_pad = {outer}, version = {version};
 
+  CREATE OR REPLACE FUNCTION atlas_run.refuse() RETURNS pg_lsn
+  LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+  BEGIN
+    RAISE insufficient_privilege USING MESSAGE = 'permission denied: only a server of ours can call this';
+  END $$;
+
   CREATE OR REPLACE FUNCTION atlas_run.require(purpose text, text text, seal bytea) RETURNS void
   LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
   DECLARE pads record;
@@ -64,16 +70,22 @@ BEGIN
     SELECT inner_pad, outer_pad INTO STRICT pads FROM atlas_run.key;
     IF sha256(pads.outer_pad || sha256(pads.inner_pad || convert_to(
          purpose || chr(10) || session_user || chr(10) || text, 'UTF8'))) IS DISTINCT FROM seal THEN
-      RAISE insufficient_privilege USING MESSAGE = 'permission denied: only a server of ours can call this';
+      PERFORM atlas_run.refuse();
     END IF;
   END $$;
 
-  CREATE OR REPLACE FUNCTION atlas_run.cause(text text, seal bytea) RETURNS void
-  LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-  BEGIN
-    PERFORM atlas_run.require('cause', text, seal);
-    PERFORM pg_logical_emit_message(true, {prefix}, encode(seal, 'hex') || text);
-  END $$;
+  -- once for each statement of a run, so in SQL: 0.1 ms less than PL/pgSQL, which is planned anew after DISCARD ALL
+  CREATE OR REPLACE FUNCTION atlas_run.cause(text text, seal bytea) RETURNS pg_lsn
+  LANGUAGE sql SECURITY DEFINER
+  BEGIN ATOMIC
+    SELECT CASE WHEN pg_catalog.sha256(outer_pad || pg_catalog.sha256(inner_pad || pg_catalog.convert_to(
+                       'cause' || pg_catalog.chr(10) || session_user || pg_catalog.chr(10) || cause.text, 'UTF8')))
+                     IS NOT DISTINCT FROM cause.seal
+                THEN pg_catalog.pg_logical_emit_message(
+                       true, {prefix}, pg_catalog.encode(cause.seal, 'hex') || cause.text)
+                ELSE atlas_run.refuse() END
+    FROM atlas_run.key;
+  END;
 
   CREATE OR REPLACE FUNCTION atlas_run.publish(text text, seal bytea) RETURNS void
   LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

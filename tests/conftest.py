@@ -8,6 +8,7 @@ pytest_plugins = [
     "tests.fix_control",
     "tests.fix_wasm",
     "tests.fix_wasm_engine",
+    "tests.fix_effects",
     "tests.fix_engines",
     "tests.fix_functions",
     "tests.fix_runs",

@@ -55,7 +55,7 @@ async def hosts(database: Database, valkey_url: str, event_bus: EventBus) -> Asy
 @pytest.fixture
 async def admin(tenants: Tenants) -> AsyncIterator[AsyncConnection]:
     async with tenants.admin() as connection:
-        await connection.execute("DELETE FROM atlas_run.outbox")
+        await connection.execute("DELETE FROM atlas_kept.outbox")
         yield connection
 
 
@@ -90,7 +90,7 @@ async def stored(bus: EventBus) -> list[Event]:
 
 async def waiting(admin: AsyncConnection) -> int:
     """Events in the outbox."""
-    row = await (await admin.execute("SELECT count(*) FROM atlas_run.outbox WHERE refused IS NULL")).fetchone()
+    row = await (await admin.execute("SELECT count(*) FROM atlas_kept.outbox WHERE refused IS NULL")).fetchone()
     assert row is not None
     return int(row[0])
 

@@ -1,6 +1,6 @@
 """The outbox of runs: events that were committed with a run's changes in the tenants database, on their way to NATS.
 
-    atlas_run.outbox ─▶ publish, acknowledged ─▶ DELETE, in one transaction under a lock: one worker at a time
+    atlas_kept.outbox ─▶ publish, acknowledged ─▶ DELETE, in one transaction under a lock: one worker at a time
 
 Of a project they are published in the order in which they were written; each once: what dies between acknowledgement
 and DELETE publishes it again under the same message id, which JetStream knows for `stream.DUPLICATE_WINDOW_S`, and
@@ -46,7 +46,7 @@ SWEEP_S: Final = 3600.0
 _WAITING: Final = """
 SELECT sequence, role, event FROM (
   SELECT sequence, role, event, sum(octet_length(event)) OVER (ORDER BY sequence) - octet_length(event) AS before
-  FROM (SELECT * FROM atlas_run.outbox WHERE refused IS NULL ORDER BY sequence LIMIT %s) AS first
+  FROM (SELECT * FROM atlas_kept.outbox WHERE refused IS NULL ORDER BY sequence LIMIT %s) AS first
 ) AS counted
 WHERE before < %s ORDER BY sequence
 """
@@ -143,10 +143,10 @@ async def _publish(publisher: Publisher, events: Iterable[tuple[int, Event]]) ->
 async def _remove(admin: AsyncConnection, sequences: Sequence[int], refused: Sequence[tuple[int, str]]) -> None:
     for sequence, why in refused:
         log.error("run_outbox.refused", f"An event of a run is set aside: {why}", sequence=sequence)
-        await admin.execute("UPDATE atlas_run.outbox SET refused = %s WHERE sequence = %s", [why, sequence])
+        await admin.execute("UPDATE atlas_kept.outbox SET refused = %s WHERE sequence = %s", [why, sequence])
     if sequences:
         await admin.execute(
-            "DELETE FROM atlas_run.outbox WHERE sequence = ANY(%s) AND refused IS NULL", [list(sequences)]
+            "DELETE FROM atlas_kept.outbox WHERE sequence = ANY(%s) AND refused IS NULL", [list(sequences)]
         )
 
 

@@ -1,11 +1,12 @@
 """What a run leaves in the tenants database beside the tenant's own rows, in the same transaction as these.
 
     atlas_run.cause(text, seal)                a logical decoding message "atlas.cause": which run the changes are of
-    atlas_run.publish(text, seal)              an event into atlas_run.outbox, to be published once this is committed
+    atlas_run.publish(text, seal)              an event into atlas_kept.outbox, to be published once this is committed
     atlas_run.mark(text, seal)                 NULL, and the mark is set; or what was told with the mark that is there
     atlas_run.tell(text, seal)                 what is told with the mark from now on
 
-All are SECURITY DEFINER and called in the session of the tenant's role, `session_user`, who has no right to the tables.
+All are SECURITY DEFINER and called in the session of the tenant's role, `session_user`, who has no right to the schema
+atlas_kept with its tables (not even to make a view of one, which would be in the way of changing it).
 Each takes a text and its seal (`server.postgres.seal`), so that a tenant who calls them is refused: rows and messages
 are ours, of the role that is logged in. Texts of `mark` are keys, of `tell` key, line break, JSON.
 """
@@ -24,53 +25,55 @@ CAUSE_PREFIX: Final = "atlas.cause"
 _MAKE: Final = """
 DO $make$
 BEGIN
-  IF to_regclass('atlas_run.key') IS NOT NULL THEN
-    PERFORM FROM atlas_run.key WHERE inner_pad = {inner} AND outer_pad = {outer} AND version = {version};
+  IF to_regclass('atlas_kept.key') IS NOT NULL THEN
+    PERFORM FROM atlas_kept.key WHERE inner_pad = {inner} AND outer_pad = {outer} AND version = {version};
     IF FOUND THEN RETURN; END IF;
   END IF;
+  CREATE SCHEMA IF NOT EXISTS atlas_kept;
+  REVOKE ALL ON SCHEMA atlas_kept FROM PUBLIC;
   CREATE SCHEMA IF NOT EXISTS atlas_run;
   REVOKE ALL ON SCHEMA atlas_run FROM PUBLIC;
   GRANT USAGE ON SCHEMA atlas_run TO PUBLIC;
 
-  CREATE TABLE IF NOT EXISTS atlas_run.key (
+  CREATE TABLE IF NOT EXISTS atlas_kept.key (
     one bool PRIMARY KEY DEFAULT true CHECK (one),
     inner_pad bytea NOT NULL, outer_pad bytea NOT NULL,
     version int NOT NULL
   );
-  CREATE TABLE IF NOT EXISTS atlas_run.outbox (
+  CREATE TABLE IF NOT EXISTS atlas_kept.outbox (
     sequence bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     role name NOT NULL,
     event text NOT NULL,
     refused text
   );
-  CREATE INDEX IF NOT EXISTS outbox_waiting ON atlas_run.outbox (sequence) WHERE refused IS NULL;
-  CREATE INDEX IF NOT EXISTS outbox_role ON atlas_run.outbox (role);
-  CREATE TABLE IF NOT EXISTS atlas_run.mark (
+  CREATE INDEX IF NOT EXISTS outbox_waiting ON atlas_kept.outbox (sequence) WHERE refused IS NULL;
+  CREATE INDEX IF NOT EXISTS outbox_role ON atlas_kept.outbox (role);
+  CREATE TABLE IF NOT EXISTS atlas_kept.mark (
     role name NOT NULL, key text NOT NULL,
     told text,
     set_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (role, key)
   );
-  CREATE INDEX IF NOT EXISTS mark_age ON atlas_run.mark (set_at);
-  REVOKE ALL ON ALL TABLES IN SCHEMA atlas_run FROM PUBLIC;
+  CREATE INDEX IF NOT EXISTS mark_age ON atlas_kept.mark (set_at);
+  REVOKE ALL ON ALL TABLES IN SCHEMA atlas_kept FROM PUBLIC;
 
-  INSERT INTO atlas_run.key (inner_pad, outer_pad, version) VALUES ({inner}, {outer}, {version})
+  INSERT INTO atlas_kept.key (inner_pad, outer_pad, version) VALUES ({inner}, {outer}, {version})
     ON CONFLICT (one) DO UPDATE SET inner_pad = {inner}, outer_pad = {outer}, version = {version};
 
-  CREATE OR REPLACE FUNCTION atlas_run.refuse() RETURNS pg_lsn
+  CREATE OR REPLACE FUNCTION atlas_kept.refuse() RETURNS pg_lsn
   LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
   BEGIN
     RAISE insufficient_privilege USING MESSAGE = 'permission denied: only a server of ours can call this';
   END $$;
 
-  CREATE OR REPLACE FUNCTION atlas_run.require(purpose text, text text, seal bytea) RETURNS void
+  CREATE OR REPLACE FUNCTION atlas_kept.require(purpose text, text text, seal bytea) RETURNS void
   LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
   DECLARE pads record;
   BEGIN
-    SELECT inner_pad, outer_pad INTO STRICT pads FROM atlas_run.key;
+    SELECT inner_pad, outer_pad INTO STRICT pads FROM atlas_kept.key;
     IF sha256(pads.outer_pad || sha256(pads.inner_pad || convert_to(
          purpose || chr(10) || session_user || chr(10) || text, 'UTF8'))) IS DISTINCT FROM seal THEN
-      PERFORM atlas_run.refuse();
+      PERFORM atlas_kept.refuse();
     END IF;
   END $$;
 
@@ -83,35 +86,35 @@ BEGIN
                      IS NOT DISTINCT FROM cause.seal
                 THEN pg_catalog.pg_logical_emit_message(
                        true, {prefix}, pg_catalog.encode(cause.seal, 'hex') || cause.text)
-                ELSE atlas_run.refuse() END
-    FROM atlas_run.key;
+                ELSE atlas_kept.refuse() END
+    FROM atlas_kept.key;
   END;
 
   CREATE OR REPLACE FUNCTION atlas_run.publish(text text, seal bytea) RETURNS void
   LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
   BEGIN
-    PERFORM atlas_run.require('event', text, seal);
-    INSERT INTO atlas_run.outbox (role, event) VALUES (session_user, text);
+    PERFORM atlas_kept.require('event', text, seal);
+    INSERT INTO atlas_kept.outbox (role, event) VALUES (session_user, text);
   END $$;
 
   CREATE OR REPLACE FUNCTION atlas_run.mark(text text, seal bytea) RETURNS text
   LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
   BEGIN
-    PERFORM atlas_run.require('mark', text, seal);
-    INSERT INTO atlas_run.mark (role, key) VALUES (session_user, text) ON CONFLICT DO NOTHING;
+    PERFORM atlas_kept.require('mark', text, seal);
+    INSERT INTO atlas_kept.mark (role, key) VALUES (session_user, text) ON CONFLICT DO NOTHING;
     IF FOUND THEN RETURN NULL; END IF;
-    RETURN (SELECT coalesce(told, 'null') FROM atlas_run.mark WHERE role = session_user AND key = text);
+    RETURN (SELECT coalesce(told, 'null') FROM atlas_kept.mark WHERE role = session_user AND key = text);
   END $$;
 
   CREATE OR REPLACE FUNCTION atlas_run.tell(text text, seal bytea) RETURNS void
   LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
   BEGIN
-    PERFORM atlas_run.require('tell', text, seal);
-    UPDATE atlas_run.mark SET told = substr(text, strpos(text, chr(10)) + 1)
+    PERFORM atlas_kept.require('tell', text, seal);
+    UPDATE atlas_kept.mark SET told = substr(text, strpos(text, chr(10)) + 1)
     WHERE role = session_user AND key = split_part(text, chr(10), 1);
   END $$;
 
-  REVOKE ALL ON ALL ROUTINES IN SCHEMA atlas_run FROM PUBLIC;
+  REVOKE ALL ON ALL ROUTINES IN SCHEMA atlas_run, atlas_kept FROM PUBLIC;
   GRANT EXECUTE ON FUNCTION atlas_run.cause, atlas_run.publish, atlas_run.mark, atlas_run.tell TO PUBLIC;
 END $make$
 """
@@ -136,14 +139,14 @@ async def prepare(admin: AsyncConnection, sealer: Sealer) -> None:
 
 async def forget(admin: AsyncConnection, role: str) -> None:
     """Whatever is left of a project that is dropped."""
-    await admin.execute("DELETE FROM atlas_run.outbox WHERE role = %s", [role])
-    await admin.execute("DELETE FROM atlas_run.mark WHERE role = %s", [role])
+    await admin.execute("DELETE FROM atlas_kept.outbox WHERE role = %s", [role])
+    await admin.execute("DELETE FROM atlas_kept.mark WHERE role = %s", [role])
 
 
 async def sweep_marks(admin: AsyncConnection, keep_days: float) -> None:
     """Remove marks that are older."""
     await admin.execute(
-        "DELETE FROM atlas_run.mark WHERE set_at < now() - make_interval(secs => %s)", [keep_days * 86_400]
+        "DELETE FROM atlas_kept.mark WHERE set_at < now() - make_interval(secs => %s)", [keep_days * 86_400]
     )
 
 

@@ -241,10 +241,10 @@ class TestOutbox:
             await ask(host, "events.publish", "a", number, None, 1)
         await ask(host, "tx.commit", 1)
         await held
-        await admin.execute("UPDATE atlas_run.outbox SET event = 'damaged' WHERE event LIKE '%%\"data\":1%%'")
+        await admin.execute("UPDATE atlas_kept.outbox SET event = 'damaged' WHERE event LIKE '%%\"data\":1%%'")
         assert await relay(admin, publisher) == 3
         assert [event.data.value for event in await stored(event_bus)] == [0, 2]
-        row = await (await admin.execute("DELETE FROM atlas_run.outbox RETURNING refused")).fetchone()
+        row = await (await admin.execute("DELETE FROM atlas_kept.outbox RETURNING refused")).fetchone()
         assert row is not None
         assert "not an event" in row[0]
 
@@ -258,7 +258,7 @@ class TestOutbox:
         await tenants.drop(host._project_id)
         for table in ("outbox", "mark"):
             cursor = await admin.execute(
-                f"SELECT FROM atlas_run.{table} WHERE role = %s", [schema_of(host._project_id)]
+                f"SELECT FROM atlas_kept.{table} WHERE role = %s", [schema_of(host._project_id)]
             )
             assert cursor.rowcount == 0
 
@@ -269,9 +269,9 @@ class TestOutbox:
             await held
         role = schema_of(host._project_id)
         await admin.execute(
-            "UPDATE atlas_run.mark SET set_at = now() - make_interval(days => %s) WHERE role = %s AND key ~ '/old$'",
+            "UPDATE atlas_kept.mark SET set_at = now() - make_interval(days => %s) WHERE role = %s AND key ~ '/old$'",
             [int(run_outbox.KEEP_MARKS_DAYS) + 1, role],
         )
         await effects.sweep_marks(admin, run_outbox.KEEP_MARKS_DAYS)
-        cursor = await admin.execute("SELECT key FROM atlas_run.mark WHERE role = %s", [role])
+        cursor = await admin.execute("SELECT key FROM atlas_kept.mark WHERE role = %s", [role])
         assert [key for (key,) in await cursor.fetchall()] == [f"event/{TRIGGER}/e1/new"]

@@ -143,9 +143,10 @@ class InvocationHost:
         return await self._transaction(number).query(text, values)
 
     async def _tx_commit(self, args: bytes, span: Span) -> bytes:
-        number, told = arguments.read("atlas.db.transaction", args, least=1, most=2)
+        name = "atlas.db.transaction"
+        number, told = arguments.read(name, args, least=1, most=2)
         transaction = self._transaction(number)
-        await transaction.commit(orjson.dumps(told).decode())
+        await transaction.commit(arguments.json_text(name, "what the callback answers", told).decode())
         if transaction.published and self._api.publishing is not None:
             await self._api.publishing.wake()
         return b"null"
@@ -162,7 +163,7 @@ class InvocationHost:
         event = self._events.event(
             name,
             arguments.string(name, "type", event_type),
-            data,
+            arguments.json_text(name, "data", data),
             arguments.string(name, "id", options.get("id") or ""),
             arguments.string(name, "subject", options.get("subject") or ""),
         )

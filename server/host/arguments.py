@@ -62,6 +62,14 @@ def array(name: str, field: str, value: object) -> list[object]:
     return value
 
 
+def json_text(name: str, field: str, value: object) -> bytes:
+    """The value as JSON again."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        raise invalid(name, f"{field} is nested too deep") from None
+
+
 def invalid(name: str, message: str) -> HostError:
     return HostError("invalid_argument", f"{name}: {message}")
 

@@ -63,13 +63,13 @@ class Counted:
         self._origin = origin
         self._count = 0
 
-    def event(self, name: str, event_type: str, data: object, event_id: str, subject: str) -> Event:
+    def event(self, name: str, event_type: str, data: bytes, event_id: str, subject: str) -> Event:
         """HostError: events_limit past MAX_EVENTS, invalid_argument names what is wrong."""
         self._count += 1
         if self._count > MAX_EVENTS:
             raise HostError("events_limit", f"{name}: event {self._count} of {MAX_EVENTS} allowed for this run")
         try:
-            draft = Draft(type=event_type, data=read(orjson.dumps(data)), id=event_id, subject=subject, source=SOURCE)
+            draft = Draft(type=event_type, data=read(data), id=event_id, subject=subject, source=SOURCE)
             (event,) = events_of(self._project_id, Drafts([draft], batch=False))
         except JsonError as why:
             raise HostError("invalid_argument", f"{name}: data cannot be that of an event: {why}") from None

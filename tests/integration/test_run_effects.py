@@ -33,6 +33,13 @@ async def host(hosts: HostApi, project: str) -> InvocationHost:
     return hosts.for_invocation(project, LIMITS, origin=ORIGIN)
 
 
+def _nested(levels: int) -> object:
+    value: object = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 def test_what_a_run_comes_from() -> None:
     assert origin_of(RUN, None) == Origin(run_id=RUN, depth=1)
     told = {"id": "e", "type": "a", "trigger_id": TRIGGER, "delivery_id": "d", "attempt": 1}
@@ -130,6 +137,16 @@ class TestPublish:
         assert (event.data.value, event.subject, event.cause) == ({"amount": 5}, "order/7", CAUSE)
         assert await ask(host, "events.publish", "order.paid", 6, {"id": "x"}) == {"id": "x", "duplicate": True}
 
+    async def test_what_is_nested_without_end(self, host: InvocationHost) -> None:
+        deep = b"[" * 900 + b"]" * 900
+        for op, args in (("events.publish", b'["a",%b]' % deep), ("tx.commit", b"[1,%b]" % deep)):
+            held = await begin(host)
+            with pytest.raises(HostError) as caught:
+                await host.call(op, args)
+            assert caught.value.code == "invalid_argument"
+            await ask(host, "tx.rollback", 1)
+            await held
+
     async def test_a_run_that_no_event_started_is_a_cause_too(
         self, hosts: HostApi, host: InvocationHost, event_bus: EventBus
     ) -> None:
@@ -161,6 +178,8 @@ class TestPublish:
             (["a", 1, {"source": "s"}], "unknown field 'source'"),
             (["a", 1, {"cause": {"depth": 1}}], "unknown field 'cause'"),
             (["a", "x" * 1_000_001], "at most 1000000 are allowed"),
+            (["a", _nested(65)], "nested deeper than 64"),
+            (["a", _nested(250)], "nested deeper than 64"),
             (["a"], "takes 2 to 4 arguments"),
             (["a", 1, {}, "1"], "number must be a whole number"),
         ],

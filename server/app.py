@@ -15,15 +15,22 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from atlas.deliveries.v1 import deliveries_service_pb2_grpc, parked_messages_service_pb2_grpc
 from atlas.events.v1 import events_service_pb2_grpc
 from atlas.functions.v1 import functions_service_pb2_grpc, invocation_service_pb2_grpc
 from atlas.health.v1 import health_service_pb2_grpc
 from atlas.metrics.v1 import metrics_service_pb2_grpc
 from atlas.projects.v1 import projects_service_pb2_grpc
 from atlas.runs.v1 import runs_service_pb2_grpc
+from atlas.triggers.v1 import triggers_service_pb2_grpc
+from atlas.workflows.v1 import workflows_service_pb2_grpc
 from engines.build import build
 from engines.contract import Invocation, Outcome, Program
 from server import parts, process
+from server.dispatch.cancel import Canceller
+from server.dispatch.deliveries import Deliveries
+from server.dispatch.parked_messages import ParkedMessages
+from server.dispatch.replay import Replayer
 from server.events.publisher import Publisher
 from server.functions.deploy import Deployer
 from server.functions.downloads import Downloads
@@ -35,17 +42,26 @@ from server.postgres.control import Pool
 from server.process import Stopping
 from server.rpc.access import METHODS, Gate
 from server.rpc.boundary import Boundary
+from server.rpc.deliveries import DeliveryService
 from server.rpc.events import EventService
 from server.rpc.functions import FunctionService
 from server.rpc.health import HealthService, Probe
 from server.rpc.invocations import InvocationService
 from server.rpc.metrics import MetricsService
+from server.rpc.parked_messages import ParkedMessageService
 from server.rpc.projects import ProjectService
 from server.rpc.runs import RunService
+from server.rpc.triggers import TriggerService
+from server.rpc.workflows import WorkflowService
 from server.runs.reader import Reader
 from server.runs.tail import Tail
 from server.settings import Settings
 from server.tiers import limits_of
+from server.triggers.diagnosis import Diagnostician
+from server.triggers.store import Triggers
+from server.workflows.runs import Workflows
+from server.workflows.store import Definitions
+from server.workflows.watch import Watching
 
 log = logger("api")
 
@@ -122,7 +138,9 @@ async def _probe_sandbox(started: Parts) -> Probe:
     return probe
 
 
-async def _add_services(boundary: Boundary, started: Parts, tail: Tail, stack: AsyncExitStack) -> None:
+async def _add_services(
+    boundary: Boundary, started: Parts, tail: Tail, workflows: WorkflowService, stack: AsyncExitStack
+) -> None:
     queue = AsyncRuns(started.pool, started.changes, started.catalog, started.recorder)
     idempotency = Idempotency(started.pool)
     stack.push_async_callback(idempotency.close)
@@ -139,14 +157,26 @@ async def _add_services(boundary: Boundary, started: Parts, tail: Tail, stack: A
     def report() -> dict[str, Any]:
         return {name: engine.report() for name, engine in started.engines.items()}
 
+    triggers = TriggerService(Triggers(started.pool, started.changes), Diagnostician(started.pool))
     metrics = MetricsService(started.settings.metrics_dir, started.metrics.numbers)
     boundary.add(invocation_service_pb2_grpc.add_InvocationServiceServicer_to_server, invocations)
     boundary.add(runs_service_pb2_grpc.add_RunServiceServicer_to_server, RunService(reader, tail, started.catalog))
     boundary.add(events_service_pb2_grpc.add_EventServiceServicer_to_server, EventService(publisher))
+    _add_ledger(boundary, started)
+    boundary.add(triggers_service_pb2_grpc.add_TriggerServiceServicer_to_server, triggers)
+    boundary.add(workflows_service_pb2_grpc.add_WorkflowServiceServicer_to_server, workflows)
     boundary.add(metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server, metrics)
     boundary.add(functions_service_pb2_grpc.add_FunctionServiceServicer_to_server, functions)
     boundary.add(projects_service_pb2_grpc.add_ProjectServiceServicer_to_server, ProjectService(started.projects))
     boundary.add(health_service_pb2_grpc.add_HealthServiceServicer_to_server, HealthService(probes, report))
+
+
+def _add_ledger(boundary: Boundary, started: Parts) -> None:
+    pool, changes = started.pool, started.changes
+    deliveries = DeliveryService(Deliveries(pool), Replayer(pool, changes), Canceller(pool, changes, started.peers))
+    parked = ParkedMessageService(ParkedMessages(pool))
+    boundary.add(deliveries_service_pb2_grpc.add_DeliveryServiceServicer_to_server, deliveries)
+    boundary.add(parked_messages_service_pb2_grpc.add_ParkedMessageServiceServicer_to_server, parked)
 
 
 async def _serve(started: Parts, extra: Services, stack: AsyncExitStack, stopping: Stopping) -> None:
@@ -163,7 +193,10 @@ async def _serve(started: Parts, extra: Services, stack: AsyncExitStack, stoppin
     )
     tail = Tail(started.bus)
     stack.push_async_callback(tail.close)
-    await _add_services(Boundary(server, gate, started.metrics), started, tail, stack)
+    runs = Workflows(started.pool, started.bus, metrics=started.metrics)
+    watching = Watching(runs, started.bus)
+    workflows = WorkflowService(Definitions(started.pool), runs, watching)
+    await _add_services(Boundary(server, gate, started.metrics), started, tail, workflows, stack)
     standard_health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(standard_health, server)
     services = sorted({method.split("/")[1] for method in METHODS})
@@ -186,6 +219,7 @@ async def _serve(started: Parts, extra: Services, stack: AsyncExitStack, stoppin
         log.info("api.draining", "Finishing what runs, taking nothing new")
         await standard_health.enter_graceful_shutdown()
         await tail.close()
+        watching.close()
         if number is signal.SIGTERM:
             await asyncio.sleep(DRAIN_NOTICE_S)
     finally:

@@ -38,7 +38,7 @@ class Page(Generic[T]):
     next_page_token: str  # empty on the last page
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Place:
     """Where a page ended. `order` is what the list is sorted by, `id` breaks ties."""
 
@@ -47,12 +47,18 @@ class Place:
 
     @property
     def moment(self) -> datetime:
-        """`order` of a list sorted by time."""
-        return _EPOCH + timedelta(microseconds=self.order)
+        """`order` of a list sorted by time. InvalidArgument for one that is no time, as only a forged token has."""
+        try:
+            return _EPOCH + timedelta(microseconds=self.order)
+        except OverflowError:
+            raise _bad() from None
 
 
 END: Final = Place(2**63 - 1, "ffffffff-ffff-ffff-ffff-ffffffffffff")
 """Before the first item of a list that is sorted by a number, newest first."""
+
+EARLIEST: Final = Place(0, "00000000-0000-0000-0000-000000000000")
+"""Before the first item of a list that is sorted by time, oldest first."""
 
 LATEST: Final = Place(
     (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1), "ffffffff-ffff-ffff-ffff-ffffffffffff"
@@ -81,7 +87,11 @@ class Request:
         weights = itertools.accumulate(weigh(item) for item in shown)
         fitting = sum(weight <= MAX_BYTES for weight in weights)
         shown = shown[: max(1, fitting)]
-        return Page(shown, _token(self.name, place(shown[-1])) if len(shown) < len(items) else "")
+        return Page(shown, self.token(place(shown[-1])) if len(shown) < len(items) else "")
+
+    def token(self, place: Place) -> str:
+        """By which the caller goes on after that place."""
+        return _token(self.name, place)
 
 
 def request(name: str, page_size: int, page_token: str, *, first: Place = LATEST) -> Request:
@@ -105,16 +115,19 @@ def _token(name: str, place: Place) -> str:
 
 
 def _place(name: str, token: str) -> Place:
-    bad = InvalidArgument("page_token", "page_token is not one that this list gave out; start again without it")
     try:
         raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
-        raise bad from None
+        raise _bad() from None
     packed, check = raw[: _PLACE.size], raw[_PLACE.size :]
     if len(packed) != _PLACE.size or check != _check(name, packed):
-        raise bad
+        raise _bad()
     order, item_id = _PLACE.unpack(packed)
     return Place(order, str(uuid.UUID(bytes=item_id)))
+
+
+def _bad() -> InvalidArgument:
+    return InvalidArgument("page_token", "page_token is not one that this list gave out; start again without it")
 
 
 def _check(name: str, packed: bytes) -> bytes:

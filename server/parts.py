@@ -22,6 +22,7 @@ from engines.runtimes import Runtime
 from engines.v8.builtins import BUILTINS
 from engines.wasm import javy
 from engines.wasm.engine import Wasm
+from server.dispatch.retention import LedgerRetention
 from server.events.bus import EventBus
 from server.events.publisher import Publisher
 from server.functions.artifacts import Artifacts
@@ -51,6 +52,7 @@ from server.telemetry.metrics import Metrics
 from server.telemetry.numbers import Numbers
 from server.telemetry.tracers import tracer
 from server.telemetry.tracing import Tracer
+from server.workflows.retention import WorkflowRetention
 
 log = logger("parts")
 
@@ -97,6 +99,9 @@ class Parts:
     running: Running
     peers: Peers
     retention: Retention
+    ledger_retention: LedgerRetention
+    workflow_retention: WorkflowRetention
+    fetcher: Fetcher
     hosts: HostApi
     projects: Projects
     keyring: Keyring
@@ -162,9 +167,20 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
     catalog = Catalog(registry, changes, vault=vault, retire=_retire_in(runtimes))
     keyring = Keyring(pool, changes)
     retention = Retention(pool, keep_hours=settings.runs_keep_hours, keep_mb=settings.runs_keep_mb)
-    projects = Projects(
-        pool, changes, tenants, removals=(keyvalue.clear, artifacts.remove_project, retention.remove_project)
+    ledger_retention = LedgerRetention(
+        pool,
+        events_keep_hours=settings.events_keep_hours,
+        dead_letters_keep_days=settings.dead_letters_keep_days,
     )
+    workflow_retention = WorkflowRetention(pool, keep_hours=settings.runs_keep_hours)
+    removals = (
+        keyvalue.clear,
+        artifacts.remove_project,
+        retention.remove_project,
+        ledger_retention.remove_project,
+        workflow_retention.remove_project,
+    )
+    projects = Projects(pool, changes, tenants, removals=removals)
     stack.push_async_callback(changes.close)
 
     engines = {name: runtime.engine for name, runtime in runtimes.items()}
@@ -192,6 +208,9 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
         running=running,
         peers=peers,
         retention=retention,
+        ledger_retention=ledger_retention,
+        workflow_retention=workflow_retention,
+        fetcher=fetcher,
         hosts=hosts,
         projects=projects,
         keyring=keyring,

@@ -91,6 +91,10 @@ class Settings:
             high=1_000_000,
         ),
     )
+    dead_letters_keep_days: int = field(
+        default=30,
+        metadata=_doc("How long dead letters are kept, days, and at least as long as events", low=1, high=3650),
+    )
 
     # What operators see
     runs_keep_hours: int = field(

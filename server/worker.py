@@ -4,11 +4,13 @@ Any number of workers share it; one that dies loses nothing, another takes over.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
 
 from server import parts, process
+from server.dispatch.cron import Cron
 from server.dispatch.dispatcher import Dispatcher
 from server.events import run_outbox, stream
 from server.events.publisher import Publisher
@@ -22,6 +24,16 @@ from server.process import Stopping
 from server.runs.writer import Writer
 from server.settings import Settings
 from server.triggers.cache import TriggerCache
+from server.workflows.nodes.condition import ConditionNode
+from server.workflows.nodes.delay import DelayNode
+from server.workflows.nodes.event import EventNode
+from server.workflows.nodes.function import FunctionNode
+from server.workflows.nodes.http import HttpNode
+from server.workflows.nodes.kv import KeyValueNode
+from server.workflows.nodes.step import NodeType
+from server.workflows.runs import Workflows
+from server.workflows.targets import Targets
+from server.workflows.worker import StepWorker
 
 log = logger("worker")
 
@@ -31,6 +43,9 @@ TIDY_S: Final = 3600.0
 SWEEP_S: Final = 60.0
 TRIM_S: Final = 5.0
 SAMPLE_S: Final = 5.0
+
+Drain = Callable[[], Awaitable[None]]
+"""Takes nothing new and lets what runs end, for some seconds. All at once, because a stop takes no longer than that."""
 
 
 def run_worker(settings: Settings) -> None:
@@ -43,21 +58,24 @@ def run_worker(settings: Settings) -> None:
     async def main(stack: AsyncExitStack, stopping: Stopping) -> None:
         started = await parts.start(settings, stack, "worker")
         await _start_writing(started, stack)
-        await _start_running(started, stack)
         triggers = TriggerCache(started.pool, started.changes)
         dispatcher = _dispatcher(started, triggers)
+        drains = (await _start_running(started, stack), await _start_workflows(started, stack), dispatcher.close)
         await started.listen()
         await triggers.start()
         stack.push_async_callback(dispatcher.close)
         await dispatcher.start()
         await _start_relaying(started, stack)
         parts.repeat(dispatcher.sample, SAMPLE_S, "counting deliveries", stack)
+        await _start_cron(started, triggers, stack)
         parts.repeat(partial(stream.trim, started.bus, settings), TRIM_S, "removing events that are done", stack)
+        parts.repeat(started.ledger_retention.sweep, SWEEP_S, "removing deliveries that are kept no more", stack)
         parts.repeat(started.projects.sweep, TIDY_S, "removing what deleted projects left", stack)
         parts.repeat(started.lifecycle.sweep, TIDY_S, "removing functions and files that are kept no more", stack)
         await _say_ready(settings, stack)
         await stopping
         log.info("worker.draining", "Finishing what runs, taking nothing new")
+        await asyncio.gather(*(drain() for drain in drains))
 
     process.run(main)
 
@@ -70,7 +88,7 @@ async def _start_writing(started: Parts, stack: AsyncExitStack) -> None:
     parts.repeat(started.retention.sweep, SWEEP_S, "removing records of runs", stack)
 
 
-async def _start_running(started: Parts, stack: AsyncExitStack) -> None:
+async def _start_running(started: Parts, stack: AsyncExitStack) -> Drain:
     """Asynchronous runs. Before `listen`: they are woken by what other processes change."""
     attempts = Attempts(started.recorder)
     queue = AsyncRuns(started.pool, started.changes, started.catalog, started.recorder)
@@ -79,6 +97,7 @@ async def _start_running(started: Parts, stack: AsyncExitStack) -> None:
     await work.start()
     parts.repeat(queue.sweep, SWEEP_S, "removing results of asynchronous runs", stack)
     parts.repeat(Idempotency(started.pool).sweep, SWEEP_S, "removing answers kept for idempotency keys", stack)
+    return work.close
 
 
 def _dispatcher(started: Parts, triggers: TriggerCache) -> Dispatcher:
@@ -91,6 +110,7 @@ def _dispatcher(started: Parts, triggers: TriggerCache) -> Dispatcher:
         triggers=triggers,
         invoker=started.invoker(started.recorder),
         metrics=started.metrics,
+        workflows=Workflows(started.pool, started.bus, metrics=started.metrics),
     )
 
 
@@ -99,6 +119,35 @@ async def _start_relaying(started: Parts, stack: AsyncExitStack) -> None:
     relay = run_outbox.Relay(started.tenants, started.bus, Publisher(started.bus, started.settings))
     stack.push_async_callback(relay.close)
     await relay.start()
+
+
+async def _start_cron(started: Parts, triggers: TriggerCache, stack: AsyncExitStack) -> None:
+    """The schedules: each minute becomes the events that are due in it."""
+    publisher = Publisher(started.bus, started.settings)
+    await publisher.start()
+    cron = Cron(started.pool, triggers, publisher, started.metrics)
+    stack.push_async_callback(cron.close)
+    await cron.start()
+    parts.repeat(cron.sweep, SWEEP_S, "forgetting ticks that have ended", stack)
+
+
+async def _start_workflows(started: Parts, stack: AsyncExitStack) -> Drain:
+    """Steps of workflows, of any run."""
+    publisher = Publisher(started.bus, started.settings)
+    await publisher.start()
+    types: dict[str, NodeType] = {
+        "function": FunctionNode(started.invoker(started.recorder), Targets(started.pool)),
+        "http": HttpNode(started.fetcher),
+        "condition": ConditionNode(),
+        "delay": DelayNode(),
+        "event": EventNode(publisher),
+        "kv": KeyValueNode(started.keyvalue),
+    }
+    work = StepWorker(started.pool, started.bus, types, metrics=started.metrics)
+    stack.push_async_callback(work.close)
+    await work.start()
+    parts.repeat(started.workflow_retention.sweep, SWEEP_S, "removing old workflow runs", stack)
+    return work.close
 
 
 async def _say_ready(settings: Settings, stack: AsyncExitStack) -> None:

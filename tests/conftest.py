@@ -3,6 +3,7 @@
 pytest_plugins = [
     "tests.fix_clients",
     "tests.fix_cli",
+    "tests.fix_cli_events",
     "tests.fix_quickjs_child",
     "tests.fix_sandbox",
     "tests.fix_control",
@@ -15,6 +16,9 @@ pytest_plugins = [
     "tests.fix_stack",
     "tests.fix_tenants",
     "tests.fix_triggers",
+    "tests.fix_ledger",
+    "tests.fix_dispatch",
     "tests.fix_up",
     "tests.fix_v8_child",
+    "tests.fix_workflows",
 ]

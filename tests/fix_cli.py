@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -177,18 +178,27 @@ class FakeApi(
         context.abort(code, message)
 
 
-@pytest.fixture
-def api() -> Iterator[FakeApi]:
-    fake = FakeApi()
+@contextmanager
+def serving(fake: FakeApi, *more: Callable[[Any, grpc.Server], None]) -> Iterator[None]:
+    """On a port of its own; `more` add further services."""
     with ThreadPoolExecutor(4) as threads:
         server = grpc.server(threads)
         functions_service_pb2_grpc.add_FunctionServiceServicer_to_server(fake, server)
         invocation_service_pb2_grpc.add_InvocationServiceServicer_to_server(fake, server)
         runs_service_pb2_grpc.add_RunServiceServicer_to_server(fake, server)
+        for add in more:
+            add(fake, server)
         fake.url = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         server.start()
-        yield fake
+        yield
         server.stop(None).wait()
+
+
+@pytest.fixture
+def api() -> Iterator[FakeApi]:
+    fake = FakeApi()
+    with serving(fake):
+        yield fake
 
 
 @dataclass(frozen=True)

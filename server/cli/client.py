@@ -1,18 +1,26 @@
 """Calls of the API over one gRPC channel, with the project and the key put in, and every failure a Problem."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
+from uuid import UUID
 
 import grpc
 from google.api.httpbody_pb2 import HttpBody
 
+from atlas.deliveries.v1.deliveries_service_pb2_grpc import DeliveryServiceStub
+from atlas.events.v1.events_service_pb2_grpc import EventServiceStub
 from atlas.functions.v1 import functions_pb2 as functions
 from atlas.functions.v1 import functions_service_pb2 as service
 from atlas.functions.v1.functions_service_pb2_grpc import FunctionServiceStub
 from atlas.functions.v1.invocation_service_pb2_grpc import InvocationServiceStub
 from atlas.runs.v1.runs_service_pb2_grpc import RunServiceStub
+from atlas.triggers.v1.triggers_service_pb2_grpc import TriggerServiceStub
+from atlas.workflows.v1 import workflows_pb2 as workflows
+from atlas.workflows.v1.workflows_service_pb2 import ListWorkflowsRequest
+from atlas.workflows.v1.workflows_service_pb2_grpc import WorkflowServiceStub
 from server.cli.problems import REFUSED, USAGE, Problem, problem_of
 from server.cli.target import Target
 
@@ -56,6 +64,10 @@ class Client:
         self.functions = FunctionServiceStub(self._channel)
         self.invocations = InvocationServiceStub(self._channel)
         self.runs = RunServiceStub(self._channel)
+        self.events = EventServiceStub(self._channel)
+        self.triggers = TriggerServiceStub(self._channel)
+        self.deliveries = DeliveryServiceStub(self._channel)
+        self.workflows = WorkflowServiceStub(self._channel)
 
     def close(self) -> None:
         self._channel.close()
@@ -82,6 +94,10 @@ class Client:
             return method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise problem_of(error, self.target.url) from None
+
+    def call_json(self, method: "grpc.UnaryUnaryMultiCallable[Request, HttpBody]", request: Request) -> Any:
+        """The JSON of a call that REST has in the same form. Raises Problem."""
+        return json.loads(self.call(method, request).data)
 
     def call_http(
         self,
@@ -138,5 +154,38 @@ class Client:
             f'The project has no {what} "{slug}"', REFUSED, hint="see `atlas functions`", reason="FUNCTION_NOT_FOUND"
         )
 
+    def every_workflow(self) -> Iterator[workflows.Workflow]:
+        """Newest first, without their definitions, page by page as they are asked for."""
+        request = ListWorkflowsRequest(project_id=self.project_id, page_size=200)
+        while True:
+            page = self.call(self.workflows.ListWorkflows, request)
+            yield from page.workflows
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return
+
+    def workflow_id(self, given: str) -> str:
+        """Of an id, itself; of a name, the id of the one workflow that has it. Raises Problem when not one has."""
+        if _is_uuid(given):
+            return given
+        found = [item.id for item in self.every_workflow() if item.name == given]
+        if len(found) == 1:
+            return found[0]
+        told = f"{len(found)} workflows" if found else "no workflow"
+        raise Problem(
+            f'The project has {told} "{given}"', REFUSED, hint="see `atlas workflows`", reason="WORKFLOW_NOT_FOUND"
+        )
+
 
 _WHERE: Final = "give {} or {}, or run it where `.atlas/env` of a running stack is in the folder or one above"
+
+
+def json_body(text: str) -> HttpBody:
+    return HttpBody(content_type="application/json", data=text.encode())
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text.lower()
+    except ValueError:
+        return False

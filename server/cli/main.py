@@ -8,15 +8,19 @@ from typing import Final
 import click
 
 from server.cli.commands.build import build
+from server.cli.commands.deliveries import deliveries
 from server.cli.commands.deploy import deploy
 from server.cli.commands.environment import environment
+from server.cli.commands.events import events
 from server.cli.commands.functions import functions
 from server.cli.commands.init import init
 from server.cli.commands.invoke import invoke, result
 from server.cli.commands.logs import logs
 from server.cli.commands.runs import cancel, run, runs
 from server.cli.commands.secrets import secrets
+from server.cli.commands.triggers import triggers
 from server.cli.commands.versions import download, rollback, versions
+from server.cli.commands.workflows import workflows
 from server.cli.problems import USAGE, Problem
 from server.cli.session import Session
 
@@ -54,6 +58,7 @@ def atlas() -> None:
 for command in (
     *(init, deploy, build, invoke, result, logs, runs, run, cancel),
     *(functions, versions, rollback, download, secrets, environment),
+    *(events, triggers, deliveries, workflows),
 ):
     atlas.add_command(command)
 

@@ -26,7 +26,10 @@ from server.events import stream
 from server.events.bus import EventBus
 
 DURABLE: Final = "dispatch"
-ACK_WAIT_S: Final = 30.0
+ACK_WAIT_S: Final = 15.0
+"""A message is acknowledged once it is in the ledger, mostly within some milliseconds. What a worker had in hand that
+died comes again after so long, and until then deliveries with order keys wait."""
+
 MAX_ACK_PENDING: Final = 10_000
 """Of all workers together: each has some hundred in hand."""
 

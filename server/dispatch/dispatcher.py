@@ -98,8 +98,8 @@ class Dispatcher:
         async with transaction(self._pool) as conn:
             cursor = await conn.execute(
                 "SELECT (SELECT count(*) FROM (SELECT FROM deliveries WHERE state = 'queued' AND order_key IS NULL"
-                " LIMIT %(most)s) AS some) + (SELECT count(*) FROM (SELECT FROM deliveries WHERE order_key IS NOT NULL"
-                " AND state IN ('queued', 'running', 'held') AND state = 'queued' LIMIT %(most)s) AS some),"
+                " LIMIT %(most)s) AS found) + (SELECT count(*) FROM (SELECT FROM deliveries WHERE order_key IS NOT NULL"
+                " AND state IN ('queued', 'running', 'held') AND state = 'queued' LIMIT %(most)s) AS found),"
                 " (SELECT count(*) FROM dispatch_leases WHERE expires_at > now())",
                 {"most": MOST_COUNTED},
             )

@@ -5,8 +5,8 @@
                                               └ no event: parked, ack
 
 From the commit on the ledger owns the event, so that a slow function holds up neither the stream nor what other
-triggers do. A pair that finds no slot waits in hand for PATIENCE_S: quick functions run without being queued; slow
-ones leave theirs to the ledger and the Starter. Nothing is acknowledged before all its pairs are in the ledger; one
+triggers do. A pair that finds no slot waits in hand, longer where runs are quick: those go by without being queued,
+slow ones are left to the ledger and the Starter. Nothing is acknowledged before all its pairs are in the ledger; one
 that is there already is left alone, whoever meets it again.
 """
 
@@ -24,8 +24,8 @@ from server.dispatch.consumer import Message, Pull
 from server.dispatch.identity import delivery_id
 from server.dispatch.lease import Lease
 from server.dispatch.ledger import Body, Pair, State
-from server.dispatch.order import order_key
-from server.dispatch.room import Room
+from server.dispatch.order import order_key, order_path
+from server.dispatch.room import LEAST_PATIENCE_S, Room
 from server.dispatch.runs import Attempt, Runs
 from server.dispatch.starter import Starter, Triggers
 from server.errors import AtlasError, InvalidArgument
@@ -33,7 +33,7 @@ from server.events import stream
 from server.events.bus import EventBus
 from server.events.envelope import Event
 from server.log import logger
-from server.postgres.control import Pool, transaction
+from server.postgres.control import Kept, Pool, transaction
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
 from server.tiers import Tier
@@ -51,7 +51,6 @@ IN_HAND_BYTES: Final = 32 * 1024 * 1024
 PAIRS: Final = 1_000
 """Written in one transaction at most."""
 
-PATIENCE_S: Final = 0.1
 TURN_S: Final = 0.005
 """How long messages are read before others on the event loop have their turn."""
 
@@ -69,7 +68,7 @@ class _Fired:
     tier: Tier | None
     id: str
     order_key: str | None
-    until_s: float  # when its patience ends
+    since_s: float
 
 
 class Intake:
@@ -90,6 +89,7 @@ class Intake:
         self._bus = bus
         self._settings = settings
         self._pool = pool
+        self._kept = Kept(pool)
         self._triggers = triggers
         self._lease = lease
         self._room = room
@@ -116,6 +116,7 @@ class Intake:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+            await self._kept.close()
 
     async def _work_for_ever(self) -> None:
         attempt = 0
@@ -153,7 +154,7 @@ class Intake:
         self._done.clear()
         if not moved and not self._unread:
             with suppress(TimeoutError):
-                async with asyncio.timeout(PATIENCE_S if self._fired else IDLE_S):
+                async with asyncio.timeout(LEAST_PATIENCE_S if self._fired else IDLE_S):
                     await self._wake.wait()
 
     def _wanted(self) -> int:
@@ -175,7 +176,7 @@ class Intake:
                 except InvalidArgument as why:
                     self._strange.append((message, why.message))
                 else:
-                    await self._match(message, event, now_s + PATIENCE_S)
+                    await self._match(message, event, now_s)
                 read += 1
                 if loop.time() > now_s + TURN_S:
                     await asyncio.sleep(0)
@@ -183,7 +184,7 @@ class Intake:
         finally:
             self._unread = unread[read:]
 
-    async def _match(self, message: Message, event: Event, until_s: float) -> None:
+    async def _match(self, message: Message, event: Event, now_s: float) -> None:
         project = await self._triggers.of(event.project_id)
         envelope = envelope_of(event)
         fired = project.match(envelope)
@@ -192,7 +193,7 @@ class Intake:
         if not fired:
             self._done.append(message)
         for armed in fired:
-            path = armed.trigger.order_key
+            path = order_path(armed.trigger)
             self._fired.append(
                 _Fired(
                     message,
@@ -201,7 +202,7 @@ class Intake:
                     project.tier,
                     delivery_id(armed.trigger.id, event.id),
                     None if path is None else order_key(path, envelope),
-                    until_s,
+                    now_s,
                 )
             )
 
@@ -214,7 +215,7 @@ class Intake:
         bodies = {each.message.sequence: _body(each) for each, _ in chosen}
         run: set[str] = set()
         try:
-            async with transaction(self._pool) as conn:
+            async with self._kept.connection() as conn:
                 run = await ledger.insert(conn, self._lease.id, [*bodies.values()], pairs)
         except BaseException:
             for pair in pairs:
@@ -258,7 +259,7 @@ class Intake:
                 state = "queued"
             elif trigger.id not in full and self._room.take(trigger.id):
                 state = "running"
-            elif now_s >= each.until_s:
+            elif now_s - each.since_s > self._room.patience_s(trigger.id):
                 state = "queued"
                 self._starter.spill(trigger.id)
             else:

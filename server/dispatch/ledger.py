@@ -19,7 +19,7 @@ BATCH: Final = 1_000
 """Rows that one statement changes at most: some 50 ms of work."""
 
 _INSERT: Final = """
-WITH mine AS MATERIALIZED (SELECT FROM dispatch_leases WHERE id = %b FOR KEY SHARE),
+WITH mine AS MATERIALIZED (SELECT FROM dispatch_leases WHERE id = %b::uuid FOR KEY SHARE),
 bodies AS (
   INSERT INTO delivered_events (project_id, event_id, body)
   SELECT * FROM unnest(%b::uuid[], %b::text[], %b::bytea[]) ON CONFLICT DO NOTHING

@@ -16,10 +16,21 @@ import json
 from decimal import Decimal
 from typing import Final
 
+from server.triggers.definition import Trigger
 from server.triggers.paths import MISSING, Envelope, Path, resolve
+from server.triggers.patterns import CRON
+from server.triggers.schedule import Overlap
 from server.triggers.values import number
 
 MAX_CHARS: Final = 128
+TICKS: Final[Path] = ("trigger_id",)
+
+
+def order_path(trigger: Trigger) -> Path | None:
+    """Where its events have their key. Ticks of a schedule with overlap queue have one and the same: the trigger."""
+    if trigger.event_type == CRON and trigger.config.get("overlap") == Overlap.QUEUE:
+        return TICKS
+    return trigger.order_key
 
 
 def order_key(path: Path, event: Envelope) -> str | None:

@@ -9,7 +9,7 @@ from server.dispatch import ledger
 from server.dispatch.ledger import End
 from server.errors import AtlasError
 from server.log import logger
-from server.postgres.control import Pool, transaction
+from server.postgres.control import Kept, Pool
 
 log = logger("dispatch")
 
@@ -21,7 +21,7 @@ CLOSE_S: Final = 5.0
 class Outcomes:
     def __init__(self, pool: Pool, written: Callable[[float], None]) -> None:
         """`written` is called when something was: with the least delay of what is to run again, else infinity."""
-        self._pool = pool
+        self._kept = Kept(pool)
         self._written = written
         self._ends: list[End] = []
         self._some = asyncio.Event()
@@ -44,6 +44,7 @@ class Outcomes:
                 await self._none.wait()
         self._task.cancel()
         await asyncio.wait([self._task])
+        await self._kept.close()
         if self._ends:
             log.error("dispatch.unwritten", f"The ends of {len(self._ends)} deliveries are not written: they run again")
 
@@ -73,7 +74,7 @@ class Outcomes:
                 await asyncio.sleep(AGAIN_S)
 
     async def _write(self, ends: list[End]) -> None:
-        async with transaction(self._pool) as conn:
+        async with self._kept.connection() as conn:
             written = await ledger.end(conn, ends)
         del self._ends[: len(ends)]
         if not self._ends:

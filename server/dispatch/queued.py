@@ -104,18 +104,18 @@ class Head:
     ready: bool  # but for the stream
 
 
-async def waiting(conn: Connection, after: str, most: int) -> list[Waiting]:
-    """Triggers beyond `after` with queued deliveries that have no order key: at most PAGE, by id. `due` is counted up
+async def waiting(conn: Connection, after: str, page: int, most: int) -> list[Waiting]:
+    """Triggers beyond `after` with queued deliveries that have no order key: at most `page`, by id. `due` is counted up
     to `most`."""
     query = _WAITING.format(rows=_UNORDERED, due=_DUE).encode()
-    cursor = await conn.execute(query, {"after": after, "page": PAGE, "most": most})
+    cursor = await conn.execute(query, {"after": after, "page": page, "most": most})
     return [Waiting(*row) for row in await cursor.fetchall()]
 
 
-async def waiting_in_order(conn: Connection, after: str) -> list[Waiting]:
+async def waiting_in_order(conn: Connection, after: str, page: int) -> list[Waiting]:
     """Likewise of triggers whose deliveries have order keys; `due` is 1."""
     query = _WAITING.format(rows=_ORDERED, due="1").encode()
-    cursor = await conn.execute(query, {"after": after, "page": PAGE})
+    cursor = await conn.execute(query, {"after": after, "page": page})
     return [Waiting(*row) for row in await cursor.fetchall()]
 
 

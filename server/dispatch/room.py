@@ -14,6 +14,14 @@ SHARE: Final = 2
 RESERVED: Final = 8
 """One slot in so many is for triggers of which nothing runs."""
 
+QUICK_S: Final = 0.1
+"""Mean time in a slot, of a trigger whose pairs had better wait for one: half of 64 slots serve 320 a second."""
+
+PATIENCE_S: Final = 2.0
+LEAST_PATIENCE_S: Final = 0.05
+WEIGHT: Final = 0.1
+"""Of the latest run in that mean."""
+
 
 class Room:
     def __init__(self, total: int) -> None:
@@ -22,6 +30,7 @@ class Room:
         self._reserved = total // RESERVED
         self._running: Counter[str] = Counter()
         self._taken = 0
+        self._slot_s: dict[str, float] = {}  # of the triggers that have run here
 
     def __repr__(self) -> str:
         return f"<Room {self._taken} of {self._total} taken, by {len(self._running)} triggers>"
@@ -49,6 +58,15 @@ class Room:
         self._running[trigger_id] += 1
         self._taken += 1
         return True
+
+    def patience_s(self, trigger_id: str) -> float:
+        """How long a pair had better wait for a slot rather than be queued."""
+        return PATIENCE_S if self._slot_s.get(trigger_id, QUICK_S) < QUICK_S else LEAST_PATIENCE_S
+
+    def used(self, trigger_id: str, seconds: float) -> None:
+        """A slot was held by a run of it for so long."""
+        mean_s = self._slot_s.get(trigger_id, seconds)
+        self._slot_s[trigger_id] = mean_s + WEIGHT * (seconds - mean_s)
 
     def give_back(self, trigger_id: str) -> None:
         self._taken -= 1

@@ -5,7 +5,9 @@ start ──▶ function: Invoker, workflow: Workflows ──▶ decide ──�
 """
 
 import asyncio
+import os
 import random
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,6 +37,8 @@ MAX_MESSAGE_CHARS: Final = 2_000
 """Of an error as the ledger keeps it; the whole of it is in the record of the run."""
 
 REQUEST: Final = Request()
+FEW: Final = 2 * len(os.sched_getaffinity(0))
+TURN_S: Final = 0.005
 
 
 class Invokes(Protocol):
@@ -70,6 +74,43 @@ class Attempt:
     came_at: datetime
 
 
+class Line:
+    """Lets a few through at a time, and nobody wait for long: quick runs follow each other on sandboxes that are warm,
+    slow ones are all under way after TURN_S. A burst of 32 trivial runs on 32 sandboxes costs the most of it in
+    switching between them."""
+
+    def __init__(self, few: int) -> None:
+        self._few = few
+        self._inside = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def wait(self) -> None:
+        """Inside, until `leave`."""
+        if self._inside >= self._few:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            timer = asyncio.get_running_loop().call_later(TURN_S, _let, turn)
+            try:
+                await turn
+            finally:
+                timer.cancel()
+        self._inside += 1
+
+    def leave(self) -> None:
+        self._inside -= 1
+        room = self._few - self._inside
+        while room > 0 and self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                room -= 1
+
+
+def _let(turn: asyncio.Future[None]) -> None:
+    if not turn.done():
+        turn.set_result(None)
+
+
 class Runs:
     def __init__(
         self,
@@ -90,6 +131,7 @@ class Runs:
         self._clock = clock or SystemClock()
         self._chance = chance
         self._tasks: dict[asyncio.Task[None], str] = {}
+        self._line = Line(FEW)
         self._freed: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
@@ -100,7 +142,8 @@ class Runs:
         self._freed.append(woken)
 
     def start(self, attempt: Attempt) -> None:
-        """Its slot is taken and its row is running; both are seen to from here on."""
+        """Its slot is taken and its row is running; both are seen to from here on. At once while few run; else when
+        one of them ends, and after TURN_S anyway."""
         task = asyncio.create_task(self._run(attempt), name="delivery")
         self._tasks[task] = attempt.run_id
         task.add_done_callback(self._tasks.pop)
@@ -121,8 +164,15 @@ class Runs:
     async def _run(self, attempt: Attempt) -> None:
         trigger = attempt.armed.trigger
         began = self._clock.now()
+        began_s = self._clock.monotonic_s()
         try:
-            self._outcomes.add(await self._attempted(attempt, began))
+            await self._line.wait()
+            try:
+                began = self._clock.now()
+                end = await self._attempted(attempt, began)
+            finally:
+                self._line.leave()
+            self._outcomes.add(end)
         except asyncio.CancelledError:
             self._outcomes.add(_unattempted(attempt, "queued"))
             raise
@@ -130,6 +180,7 @@ class Runs:
             log.exception("dispatch.fault", f"A delivery failed with a fault of ours: {why!r}", id=attempt.delivery_id)
             self._outcomes.add(self._ended(attempt, began, decisions.fault()))
         finally:
+            self._room.used(trigger.id, self._clock.monotonic_s() - began_s)
             self._room.give_back(trigger.id)
             for woken in self._freed:
                 woken()

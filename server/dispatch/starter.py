@@ -21,7 +21,7 @@ from server.dispatch.runs import Attempt, Runs
 from server.errors import AtlasError
 from server.events.stream import AWAY
 from server.log import logger
-from server.postgres.control import Connection, Pool, transaction
+from server.postgres.control import Connection, Kept, Pool, transaction
 from server.tiers import Tier
 from server.triggers.cache import Armed, ProjectTriggers
 from server.triggers.definition import Trigger
@@ -29,6 +29,9 @@ from server.triggers.definition import Trigger
 log = logger("dispatch")
 
 POLL_S: Final = 1.0
+PER_SLOT: Final = 4
+"""Triggers on a page for each slot that is free."""
+
 SOON_S: Final = 0.02
 """Until the stream is asked again whether it is done up to a delivery that is due in its order."""
 
@@ -57,6 +60,7 @@ class _Known:
 class Starter:
     def __init__(self, pool: Pool, triggers: Triggers, progress: Stream, lease: Lease, room: Room, runs: Runs) -> None:
         self._pool = pool
+        self._kept = Kept(pool)
         self._triggers = triggers
         self._progress = progress
         self._lease = lease
@@ -69,6 +73,7 @@ class Starter:
         self._seen = 0  # the latest head that the stream was not known to be done up to
         self._beyond = 0  # that, when the stream was asked last
         self._keys: dict[str, str] = {}  # by trigger: the key of the head that was started last
+        self._cursors: dict[bool, str] = {}
         self._spilled: dict[str, int] = {}  # by trigger: the round that began last when it was
         self._round = 0
         self._soon_s = POLL_S
@@ -98,6 +103,7 @@ class Starter:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+            await self._kept.close()
 
     async def _work_for_ever(self) -> None:
         away = False
@@ -119,29 +125,41 @@ class Starter:
                     await self._wake.wait()
 
     async def _start_all(self) -> None:
-        """All pages of both kinds, as long as there is room."""
+        """All that is due and has room, of either kind first in turn."""
         self._round += 1
         began, seen = self._round, set[str]()
         self._hungry = False
-        for ordered in (True, False):
-            after = FIRST
-            while self._room.free > 0:
-                page = await self._page(after, ordered)
-                seen.update(each.trigger_id for each in page if each.due)
-                await self._start(page, ordered)
-                if len(page) < PAGE:
-                    break
-                after = page[-1].trigger_id
-            else:
+        for ordered in (False, True) if self._round % 2 else (True, False):
+            if not await self._go_round(ordered, seen):
                 self._hungry = True
                 return
         self._spilled = {each: at for each, at in self._spilled.items() if each in seen or at >= began}
 
-    async def _page(self, after: str, ordered: bool) -> list[Waiting]:
-        async with transaction(self._pool) as conn:
+    async def _go_round(self, ordered: bool, seen: set[str]) -> bool:
+        """Page by page, from where the last round ended, once around; False when there is no more room."""
+        begin = after = self._cursors.get(ordered, FIRST)
+        turned = begin == FIRST
+        while self._room.free > 0:
+            size = min(PAGE, PER_SLOT * self._room.free)
+            page = await self._page(after, ordered, size)
+            last = len(page) < size
+            if turned and begin != FIRST:
+                last = last or page[-1].trigger_id >= begin
+                page = [each for each in page if each.trigger_id <= begin]
+            seen.update(each.trigger_id for each in page if each.due)
+            await self._start(page, ordered)
+            if last and turned:
+                self._cursors[ordered] = FIRST
+                return True
+            turned, after = (True, FIRST) if last else (turned, page[-1].trigger_id)
+        self._cursors[ordered] = after
+        return False
+
+    async def _page(self, after: str, ordered: bool, size: int) -> list[Waiting]:
+        async with self._kept.connection() as conn:
             if ordered:
-                return await queued.waiting_in_order(conn, after)
-            return await queued.waiting(conn, after, self._room.free)
+                return await queued.waiting_in_order(conn, after, size)
+            return await queued.waiting(conn, after, size, self._room.free)
 
     async def _start(self, page: Iterable[Waiting], ordered: bool) -> None:
         """What is due of one page, as far as there is room."""
@@ -152,7 +170,7 @@ class Starter:
         limited = {each for each in shares if ordered or known[each].armed.trigger.concurrency is not None}
         free = {each: given for each, given in shares.items() if each not in limited}
         if free:
-            async with transaction(self._pool) as conn:
+            async with self._kept.connection() as conn:
                 taken = await queued.take(conn, self._lease.id, free)
             self._run(taken, known)
         if limited:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from nats.js import JetStreamContext
 from nats.js.errors import APIError, NoStreamResponseError
 
 from server.errors import InvalidArgument, Unavailable
-from server.events import stream
+from server.events import acks, stream
+from server.events.acks import Ack, Message
 from server.events.bus import EventBus
 from server.events.envelope import MAX_EVENT_BYTES, Event, encode
 from server.log import logger
@@ -42,14 +42,6 @@ class Published:
     id: str
     sequence: int
     duplicate: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Message:
-    event_id: str
-    subject: str
-    id: str
-    body: bytes
 
 
 class Publisher:
@@ -82,15 +74,16 @@ class Publisher:
             raise _away()
         self._waiting_bytes += size
         try:
-            return await self._store(messages)
+            answers = await self._store(messages)
         finally:
             self._waiting_bytes -= size
+        return [Published(event.id, ack.sequence, ack.duplicate) for event, ack in zip(events, answers, strict=True)]
 
     def require_size(self, event: Event) -> None:
         """InvalidArgument when it is too large for the server."""
         self._message(event)
 
-    def _message(self, event: Event) -> _Message:
+    def _message(self, event: Event) -> Message:
         body = encode(event)
         allowed = min(MAX_EVENT_BYTES, self._bus.client.max_payload - HEADERS_BYTES)
         if len(body) > allowed:
@@ -101,10 +94,10 @@ class Publisher:
                 used=str(len(body)),
                 allowed=str(allowed),
             )
-        return _Message(event.id, stream.subject_of(event.type), stream.message_id(event), body)
+        return Message(stream.subject_of(event.type), stream.message_id(event), body)
 
-    async def _store(self, messages: Sequence[_Message]) -> list[Published]:
-        stored: dict[int, Published] = {}
+    async def _store(self, messages: Sequence[Message]) -> list[Ack]:
+        stored: dict[int, Ack] = {}
         deadline_s = asyncio.get_running_loop().time() + self._patience_s
         while missing := [number for number in range(len(messages)) if number not in stored]:
             left_s = deadline_s - asyncio.get_running_loop().time()
@@ -116,15 +109,11 @@ class Publisher:
                 await asyncio.sleep(min(PAUSE_S, left_s))
         return [stored[number] for number in range(len(messages))]
 
-    async def _try(
-        self, messages: Sequence[_Message], numbers: Sequence[int], timeout_s: float
-    ) -> dict[int, Published]:
+    async def _try(self, messages: Sequence[Message], numbers: Sequence[int], timeout_s: float) -> dict[int, Ack]:
         """All at once, each with an acknowledgement of its own; those that were acknowledged."""
-        jetstream = self._bus.jetstream
-        answers = await asyncio.gather(
-            *(_publish(jetstream, messages[number], timeout_s) for number in numbers), return_exceptions=True
-        )
-        failures = [answer for answer in answers if isinstance(answer, BaseException)]
+        trying = [messages[number] for number in numbers]
+        answers = await acks.publish(self._bus.client, stream.NAME, trying, timeout_s)
+        failures = [answer for answer in answers if isinstance(answer, Exception)]
         if any(isinstance(why, NoStreamResponseError) for why in failures):
             log.warning("events.no_stream", f"There is no stream {stream.NAME}; it is made now")
             await self.start()
@@ -133,13 +122,7 @@ class Publisher:
                 raise _full() from why
             if not isinstance(why, stream.AWAY):
                 raise why
-        return {number: got for number, got in zip(numbers, answers, strict=True) if isinstance(got, Published)}
-
-
-async def _publish(jetstream: JetStreamContext, message: _Message, timeout_s: float) -> Published:
-    headers = {"Nats-Msg-Id": message.id}
-    ack = await jetstream.publish(message.subject, message.body, timeout=timeout_s, stream=stream.NAME, headers=headers)
-    return Published(message.event_id, ack.seq, bool(ack.duplicate))
+        return {number: got for number, got in zip(numbers, answers, strict=True) if isinstance(got, Ack)}
 
 
 def _away() -> Unavailable:

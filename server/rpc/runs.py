@@ -1,21 +1,18 @@
 """RunService: messages in and out of `server.runs`; the rules live there."""
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from typing import Final
 
 from google.api import httpbody_pb2
 from google.protobuf.json_format import MessageToJson
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from atlas.runs.v1 import runs_pb2, runs_service_pb2_grpc
 from atlas.runs.v1 import runs_service_pb2 as pb
-from server.errors import InvalidArgument
 from server.fields import is_id
 from server.functions.catalog import Catalog
 from server.rpc.access import principal
 from server.rpc.boundary import Context
-from server.rpc.values import timestamp
+from server.rpc.values import moment, timestamp
 from server.runs.reader import Filter, Reader
 from server.runs.record import RunRecord
 from server.runs.tail import Tail, TailEnded
@@ -36,11 +33,13 @@ class RunService(runs_service_pb2_grpc.RunServiceServicer):
             function_id=await self._function_id(request.function),
             outcome=request.outcome,
             state=request.state,
-            since=_moment("since", request.since) if request.HasField("since") else None,
-            until=_moment("until", request.until) if request.HasField("until") else None,
+            since=moment("since", request.since) if request.HasField("since") else None,
+            until=moment("until", request.until) if request.HasField("until") else None,
         )
         page = await self._reader.list(principal().project_id, wanted, request.page_size, request.page_token)
-        return pb.ListRunsResponse(runs=[_run(item) for item in page.items], next_page_token=page.next_page_token)
+        return pb.ListRunsResponse(
+            runs=[run_message(item) for item in page.items], next_page_token=page.next_page_token
+        )
 
     async def _function_id(self, function: str) -> str:
         if not function or is_id(function):
@@ -48,10 +47,10 @@ class RunService(runs_service_pb2_grpc.RunServiceServicer):
         return (await self._catalog.resolve(principal().project_id, function)).function.id
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> runs_pb2.Run:
-        return _run(await self._reader.get(principal().project_id, request.run_id))
+        return run_message(await self._reader.get(principal().project_id, request.run_id))
 
     async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> runs_pb2.Run:
-        return _run(await self._reader.cancel(principal().project_id, request.run_id))
+        return run_message(await self._reader.cancel(principal().project_id, request.run_id))
 
     async def TailRuns(self, request: pb.TailRunsRequest, context: Context) -> AsyncIterator[pb.TailRunsResponse]:
         wanted = Filter(function_id=await self._function_id(request.function), outcome=request.outcome)
@@ -63,7 +62,7 @@ class RunService(runs_service_pb2_grpc.RunServiceServicer):
                 except TailEnded:
                     return
                 if tailed is not None:
-                    yield pb.TailRunsResponse(run=_run(tailed.record), dropped=tailed.dropped)
+                    yield pb.TailRunsResponse(run=run_message(tailed.record), dropped=tailed.dropped)
 
     async def TailRunsHttp(
         self, request: pb.TailRunsHttpRequest, context: Context
@@ -80,7 +79,7 @@ class RunService(runs_service_pb2_grpc.RunServiceServicer):
                     yield _event(": keepalive\n\n")
                     continue
                 dropped = f"event: dropped\ndata: {tailed.dropped}\n\n" if tailed.dropped else ""
-                yield _event(f"{dropped}data: {_json(_run(tailed.record))}\n\n")
+                yield _event(f"{dropped}data: {_json(run_message(tailed.record))}\n\n")
 
 
 def _event(text: str) -> httpbody_pb2.HttpBody:
@@ -92,16 +91,7 @@ def _json(run: runs_pb2.Run) -> str:
     return MessageToJson(run, preserving_proto_field_name=True, always_print_fields_with_no_presence=True, indent=None)
 
 
-def _moment(field: str, stamp: Timestamp) -> datetime:
-    try:
-        return stamp.ToDatetime(UTC)
-    except (ValueError, OverflowError):
-        raise InvalidArgument(
-            field, f"{field} is {stamp.seconds} s after 1970; it must be in the years 1 to 9999"
-        ) from None
-
-
-def _run(record: RunRecord) -> runs_pb2.Run:
+def run_message(record: RunRecord) -> runs_pb2.Run:
     run, metrics, error = record.run, record.metrics, record.error
     return runs_pb2.Run(
         id=run.id,

@@ -14,6 +14,7 @@ DETAILS_KEY: Final = "grpc-status-details-bin"
 # Trailers of one answer must fit into 8 KiB, percent-encoded message and base64 details together.
 MAX_MESSAGE_CHARS: Final = 1000
 MAX_METADATA_CHARS: Final = 2000
+MAX_FIELD_CHARS: Final = 200
 
 STATUS: Final[dict[Code, grpc.StatusCode]] = {
     "invalid_argument": grpc.StatusCode.INVALID_ARGUMENT,
@@ -40,7 +41,9 @@ def status_of(error: AtlasError) -> tuple[grpc.StatusCode, str, bytes]:
     number: int = code.value[0]
     details = [_pack(_info(error))]
     if isinstance(error, InvalidArgument) and error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=message)
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=_cut(error.field, MAX_FIELD_CHARS), description=message
+        )
         details.append(_pack(error_details_pb2.BadRequest(field_violations=[violation])))
     if error.retry_after_ms is not None:
         delay = duration_pb2.Duration()

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
@@ -53,6 +53,16 @@ def timestamp(moment: datetime) -> Timestamp:
     stamp = Timestamp()
     stamp.FromDatetime(moment)
     return stamp
+
+
+def moment(field: str, stamp: Timestamp) -> datetime:
+    """InvalidArgument outside the years 1 to 9999."""
+    try:
+        return stamp.ToDatetime(UTC)
+    except (ValueError, OverflowError):
+        raise InvalidArgument(
+            field, f"{field} is {stamp.seconds} s after 1970; it must be in the years 1 to 9999"
+        ) from None
 
 
 class _Plain:

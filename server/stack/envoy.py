@@ -25,12 +25,19 @@ SERVICES: Final = (
     "atlas.functions.v1.InvocationService",
     "atlas.runs.v1.RunService",
     "atlas.events.v1.EventService",
+    "atlas.deliveries.v1.DeliveryService",
+    "atlas.deliveries.v1.ParkedMessageService",
+    "atlas.triggers.v1.TriggerService",
+    "atlas.workflows.v1.WorkflowService",
     "atlas.metrics.v1.MetricsService",
     "atlas.health.v1.HealthService",
 )
 NOT_FROM_QUERY: Final = (
     *("slug", "rest", "body", "body.data", "body.content_type", "body.contentType", "body.extensions"),
     *("project_id", "projectId", "function_id", "functionId", "key_id", "keyId", "run_id", "runId", "version"),
+    *("delivery_id", "deliveryId"),
+    *("trigger_id", "triggerId"),
+    *("workflow_id", "workflowId", "node_id", "nodeId"),
 )
 MAX_BODY_BYTES: Final = 6 * 1024 * 1024
 MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
@@ -121,6 +128,10 @@ def _routes(invoke_timeout_s: float) -> list[Route]:
         # Streams without an end of their own: tails, Watch and reflection.
         {
             "match": {"prefix": "/atlas.runs.v1.RunService/TailRuns"},
+            "route": {"cluster": "api", "timeout": "0s", "idle_timeout": "300s"},
+        },
+        {
+            "match": {"prefix": "/atlas.workflows.v1.WorkflowService/Watch"},
             "route": {"cluster": "api", "timeout": "0s", "idle_timeout": "300s"},
         },
         {"match": {"prefix": "/grpc."}, "route": {"cluster": "api", "timeout": "0s", "idle_timeout": "300s"}},

@@ -90,6 +90,29 @@ DELIVERIES_RUNNING: Final = Family("atlas_deliveries_running", "gauge", (), "Del
 DELIVERIES_QUEUED: Final = Family(
     "atlas_deliveries_queued", "gauge", (), "Deliveries that are queued: to run at once, in their order, or later"
 )
+CRON_TICKS: Final = Family(
+    "atlas_cron_ticks_total", "counter", ("verdict",), "Ticks of cron triggers: fired, missed or overlapped"
+)
+CRON_LATENESS_S: Final = Family(
+    "atlas_cron_lateness_seconds",
+    "histogram",
+    (),
+    "From the minute of a tick that fired to its place in the stream",
+    RUN_S,
+)
+WORKFLOW_RUNS: Final = Family(
+    "atlas_workflow_runs_total", "counter", ("state",), "Workflow runs that ended: succeeded, failed or cancelled"
+)
+WORKFLOW_STEPS: Final = Family(
+    "atlas_workflow_steps_total",
+    "counter",
+    ("type", "outcome"),
+    "Attempts at steps of workflows: succeeded, failed, retried, refused (no room), waiting or lost",
+)
+WORKFLOW_STEP_S: Final = Family(
+    "atlas_workflow_step_duration_seconds", "histogram", ("type",), "How long attempts at steps took", RUN_S
+)
+WORKFLOW_RUNNING: Final = Family("atlas_workflow_steps_running", "gauge", (), "Steps of workflows that run now")
 
 FAMILIES: Final[Mapping[str, Family]] = {
     family.name: family
@@ -97,6 +120,8 @@ FAMILIES: Final[Mapping[str, Family]] = {
         *(INVOCATIONS, INVOCATION_S, QUEUE_S, BOOT_S, CHILDREN, CRASHES),
         *(HOST_CALLS, HOST_CALL_S, RPCS, RPC_S, RECORDS_DROPPED),
         *(EVENTS, DELIVERIES, DELIVERY_LAG_S, DELIVERIES_RUNNING, DELIVERIES_QUEUED),
+        *(CRON_TICKS, CRON_LATENESS_S),
+        *(WORKFLOW_RUNS, WORKFLOW_STEPS, WORKFLOW_STEP_S, WORKFLOW_RUNNING),
     )
 }
 
@@ -181,3 +206,9 @@ class Metrics:
         self.delivery_lag_s = Series(found, DELIVERY_LAG_S, Histogram)
         self.deliveries_running = Series(found, DELIVERIES_RUNNING, Number)
         self.deliveries_queued = Series(found, DELIVERIES_QUEUED, Number)
+        self.cron_ticks = Series(found, CRON_TICKS, Number)
+        self.cron_lateness_s = Series(found, CRON_LATENESS_S, Histogram)
+        self.workflow_runs = Series(found, WORKFLOW_RUNS, Number)
+        self.workflow_steps = Series(found, WORKFLOW_STEPS, Number)
+        self.workflow_step_s = Series(found, WORKFLOW_STEP_S, Histogram)
+        self.workflow_running = Series(found, WORKFLOW_RUNNING, Number)

@@ -110,13 +110,15 @@ class TriggerCache:
 
     async def of(self, project_id: str) -> ProjectTriggers:
         """With everything that was announced before the call. Unavailable while nobody can vouch for it."""
+        self._require_vouched()
         while self._gap or project_id in self._stale:
             await self._refresh((project_id,))
-        self._require_vouched()
+            self._require_vouched()
         return self._projects.get(project_id) or ProjectTriggers()
 
     async def scheduled(self) -> Sequence[Trigger]:
         """The enabled cron triggers of all projects, paused ones too; otherwise as `of`."""
+        self._require_vouched()
         await self._refresh_all()
         self._require_vouched()
         return tuple(self._scheduled.values())

@@ -14,7 +14,9 @@ MAX_PREDICATES: Final = 100
 """Of one trigger, in all its groups."""
 
 MAX_GROUP_DEPTH: Final = 8
-MAX_VALUE_DEPTH: Final = 16
+MAX_VALUE_DEPTH: Final = 12
+"""With the groups around it, no deeper than a gRPC client can read."""
+
 MAX_SIZE: Final = 65_536
 """Characters of the strings in one trigger's conditions, and 8 for each other value."""
 

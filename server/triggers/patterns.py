@@ -49,6 +49,16 @@ def matches(pattern: str, event_type: str) -> bool:
     return all(one in (ONE, other) for one, other in zip(wanted, found, strict=False))
 
 
+def matching(event_type: str) -> list[str]:
+    """All patterns that mean events of that type, itself included; 2^8 at most."""
+    first, *rest = event_type.split(".")
+    found, begun = [], [first]
+    for token in rest:
+        found += [f"{each}.{REST}" for each in begun]
+        begun = [f"{each}.{next_token}" for each in begun for next_token in (token, ONE)]
+    return found + begun
+
+
 def _family_rule(tokens: list[str]) -> str | None:
     """What a reserved family asks for and these do not give."""
     family, *rest = tokens

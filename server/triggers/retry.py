@@ -81,9 +81,9 @@ def _outcomes(value: object, field: str) -> frozenset[Outcome]:
     if not isinstance(value, list):
         raise InvalidArgument(field, f"{field} is {kind(value)}; it must be an array of {', '.join(CHOICES)}")
     for index, each in enumerate(value):
-        if each not in CHOICES:
+        if not isinstance(each, str) or each not in CHOICES:
             told = shown(each) if isinstance(each, str) else kind(each)
-            never = " (it would end the same way again, or was meant)" if each in NEVER_RETRIED else ""
+            never = " (it would end the same way again, or was meant)" if each in tuple(NEVER_RETRIED) else ""
             raise InvalidArgument(
                 f"{field}[{index}]",
                 f"{field}[{index}] is {told}{never}; it must be one of {', '.join(CHOICES)}",

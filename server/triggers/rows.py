@@ -1,15 +1,21 @@
-"""Triggers and their rows. A row is checked again when it is read: a newer version of ours may have written it."""
+"""Rows of triggers: as texts for those who ask for them, and checked again for those who act on them.
+
+A newer version of ours may have written what this one cannot read.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final
 
 import orjson
 
+from server.errors import NotFound
 from server.events.json_text import read
 from server.triggers.conditions import ALWAYS
-from server.triggers.definition import RetryPolicy, Trigger
+from server.triggers.definition import RetryPolicy, TargetType, Trigger
 from server.triggers.parsing import parse
 from server.triggers.paths import parse_path
 from server.triggers.patterns import CRON, parse_pattern
@@ -21,9 +27,31 @@ COLUMNS: Final = (
     " t.conditions::text AS conditions, t.enabled, t.paused, t.retry::text AS retry, t.order_key, t.concurrency,"
     " t.since, t.created_at, t.updated_at"
 )
-"""Of `triggers t`, for `trigger_of`."""
+"""Of `triggers t`, for `Record` and `trigger_of`."""
 
 NO_CONFIG: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A trigger as it is stored; `config`, `conditions` and `retry` are JSON texts."""
+
+    id: str
+    project_id: str
+    event_type: str
+    config: str
+    target_type: TargetType
+    function_id: str | None
+    workflow_id: str | None
+    conditions: str
+    enabled: bool
+    paused: bool
+    retry: str
+    order_key: str | None
+    concurrency: int | None
+    since: datetime
+    created_at: datetime
+    updated_at: datetime
 
 
 def trigger_of(row: Mapping[str, Any]) -> Trigger:
@@ -31,7 +59,7 @@ def trigger_of(row: Mapping[str, Any]) -> Trigger:
 
     What triggers have in common is in memory once, as far as that is quickly found.
     """
-    event_type = _shared(parse_pattern("event_type", row["event_type"]))
+    event_type = _pattern(row["event_type"])
     config = NO_CONFIG if row["config"] == "{}" else orjson.loads(row["config"])
     if event_type == CRON:
         parse_schedule(config)
@@ -57,10 +85,21 @@ def trigger_of(row: Mapping[str, Any]) -> Trigger:
     )
 
 
+def unknown(trigger_id: str) -> NotFound:
+    return NotFound(
+        f"The project has no trigger {trigger_id}", reason="TRIGGER_NOT_FOUND", metadata={"trigger_id": trigger_id}
+    )
+
+
 @lru_cache(maxsize=32_768)
 def _shared(value: Any) -> Any:
     """The same text each time."""
     return value
+
+
+@lru_cache(maxsize=32_768)
+def _pattern(event_type: str) -> str:
+    return parse_pattern("event_type", event_type)
 
 
 def _same(moment: Any, other: Any) -> Any:

@@ -5,7 +5,9 @@ from typing import Final
 
 import psycopg
 
+from server.stack import bootstrap, postgres
 from tests.fix_clients import Rest, RunningStack, Shell
+from tests.fix_up import Stack
 
 COMMANDS: Final = Path(__file__).parent / "specification"
 
@@ -67,3 +69,28 @@ def test_the_registry_lists_and_deletes_as_documented(rest: Rest, shell: Shell) 
     assert gone.status_code == 404
     assert gone.json()["error"]["code"] == "not_found"
     assert gone.json()["error"]["message"].startswith("JS source not found")
+
+
+def test_triggers(running_stack: Stack, rest: Rest, shell: Shell) -> None:
+    function_id = shell.json(command("deploy-quickjs"))["id"]
+    with psycopg.connect(postgres.url(running_stack.run / "pg", bootstrap.CONTROL)) as control:
+        ((workflow_id,),) = control.execute(
+            "INSERT INTO workflow_definitions (project_id, name, definition)"
+            """ VALUES (%s, 'Hourly', '{"nodes": [], "edges": []}') RETURNING id""",
+            [rest.project_id],
+        ).fetchall()
+    ids = f"FUNCTION_ID={function_id}; WORKFLOW_ID={workflow_id}\n"
+
+    orders = shell.json(ids + command("create-cdc-trigger"))
+    assert orders["event_type"] == "cdc.INSERT.orders"
+    assert (orders["target_type"], orders["function_id"], orders["workflow_id"]) == ("function", function_id, None)
+    assert orders["conditions"] == [{"field": "amount", "op": "gt", "value": 100}]
+    assert (orders["enabled"], orders["config"], orders["project_id"]) == (True, {}, rest.project_id)
+
+    hourly = shell.json(ids + command("create-cron-trigger"))
+    assert (hourly["event_type"], hourly["config"]) == ("cron", {"schedule": "0 * * * *"})
+    assert (hourly["target_type"], hourly["workflow_id"], hourly["function_id"]) == ("workflow", str(workflow_id), None)
+
+    assert shell.json(command("list-triggers"))["triggers"][:2] == [hourly, orders]
+    for trigger in (orders, hourly):
+        assert rest.manage("DELETE", f"/triggers/{trigger['id']}").status_code == 200

@@ -135,11 +135,14 @@ class TestPublish:
         (answer,) = await publisher.publish([event])  # the one that was refused
         assert not answer.duplicate
 
-    async def test_a_stream_that_was_deleted_is_made_again(self, publisher: Publisher, events_bus: EventBus) -> None:
+    @pytest.mark.parametrize("count", [1, 3])
+    async def test_a_stream_that_was_deleted_is_made_again(
+        self, publisher: Publisher, events_bus: EventBus, count: int
+    ) -> None:
         await events_bus.jetstream.delete_stream(stream.NAME)
-        event = an_event()
-        await publisher.publish([event])
-        assert await stored(events_bus) == [event]
+        events = [an_event() for _ in range(count)]
+        await publisher.publish(events)
+        assert await stored(events_bus) == events
 
 
 class TestStream:

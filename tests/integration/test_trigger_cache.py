@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 
 import psycopg
 import pytest
@@ -285,3 +286,58 @@ async def test_a_change_while_its_row_is_loaded_is_not_lost(
         assert (armed.trigger.concurrency or 0) >= known
         await asyncio.sleep(0)
     await writer
+
+
+async def test_whatever_happens_memory_is_what_the_database_has(
+    pool: Pool, project_id: str, start_process: StartProcess
+) -> None:
+    """Random changes of two projects, several of them in one transaction, and gaps in between."""
+    chance = random.Random(7)
+    projects = [project_id, await add_project(pool)]
+    functions = [await add_function(pool, each) for each in projects]
+    processes = [await start_process(), await start_process()]
+    writer = processes[0].changes
+    changes = (
+        "event_type = 'order.paid', config = '{}'",
+        """event_type = 'cron', config = '{"schedule": "@hourly"}'""",
+        "enabled = NOT enabled",
+        "paused = NOT paused",
+        "event_type = 'order.>', config = '{}'",
+    )
+    for _ in range(60):
+        async with transaction(pool) as conn:
+            for _ in range(chance.randint(1, 3)):
+                which = chance.randrange(2)
+                cursor = await conn.execute("SELECT id FROM triggers WHERE project_id = %s", [projects[which]])
+                ids = [row[0] for row in await cursor.fetchall()]
+                if chance.random() < 0.4 or not ids:
+                    cursor = await conn.execute(
+                        "INSERT INTO triggers (project_id, event_type, target_type, function_id)"
+                        " VALUES (%s, 'order.paid', 'function', %s) RETURNING id",
+                        [projects[which], functions[which]],
+                    )
+                    ids = [row[0] for row in await cursor.fetchall()]
+                elif chance.random() < 0.2:
+                    await conn.execute("DELETE FROM triggers WHERE id = %s", [ids[0]])
+                    continue
+                await conn.execute(
+                    f"UPDATE triggers SET {chance.choice(changes)}, updated_at = clock_timestamp()"
+                    " WHERE id = %s".encode(),
+                    [ids[0]],
+                )
+                await writer.announce(conn, "trigger", f"{projects[which]}/{ids[0]}")
+        await writer.fence()
+        if chance.random() < 0.2:
+            chance.choice(processes).cache._missed()
+        async with transaction(pool) as conn:
+            cursor = await conn.execute("SELECT project_id, id, event_type, paused FROM triggers WHERE enabled")
+            stored = set(await cursor.fetchall())
+        for process in processes:
+            known: set[tuple[object, ...]] = set()
+            for each in projects:
+                triggers = await process.cache.of(each)
+                for trigger in (armed.trigger for trigger_id in triggers if (armed := triggers.get(trigger_id))):
+                    known.add((each, trigger.id, trigger.event_type, trigger.paused))
+            assert known == stored
+            scheduled = {(trigger.project_id, trigger.id) for trigger in await process.cache.scheduled()}
+            assert scheduled == {row[:2] for row in stored if row[2] == CRON}

@@ -1,6 +1,7 @@
 """What a function is told of its call."""
 
 import uuid
+from dataclasses import replace
 
 import orjson
 
@@ -28,3 +29,8 @@ def test_ids_are_random_uuids() -> None:
     assert len(set(ids)) == len(ids)
     assert {(found.version, found.variant) for found in ids} == {(4, uuid.RFC_4122)}
     assert {str(found)[19] for found in ids} == set("89ab")
+
+
+def test_the_event_that_a_run_answers_is_in_its_context() -> None:
+    made = _invocation(replace(call(Request()), event=b'{"id":"1"}'), b"{}")
+    assert orjson.loads(made.context)["event"] == {"id": "1"}

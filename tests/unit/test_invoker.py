@@ -13,7 +13,7 @@ import pytest
 from engines.contract import Limits, LogLine, Outcome, Result, ScriptError
 from engines.runtimes import EngineNotReady
 from engines.sourcemap import MOST_PLACES, finish_map
-from server.errors import FunctionFailed, Unavailable
+from server.errors import FunctionFailed, NotFound, Unavailable
 from server.functions.settings import FunctionSettings
 from server.invocations.concurrency import NoSlot
 from server.invocations.invoke import Body, Call, Invoker, Request
@@ -217,3 +217,11 @@ async def test_no_more_places_are_translated_than_of_one_stack() -> None:
     crowd = line("<input>:2:1 " * (MOST_PLACES // 2))
     told = await result_of(replace(OK, logs=(crowd,) * 4))
     assert ["f.ts" in line.text for line in told.logs] == [True, True, False, False]
+
+
+async def test_a_function_that_took_over_the_slug_is_not_run() -> None:
+    bench = Bench(answering(OK))
+    assert (await bench.invoker.invoke(replace(CALL, function_id="i"))).run_id
+    with pytest.raises(NotFound, match="is another one now"):
+        await bench.invoker.invoke(replace(CALL, function_id="another"))
+    assert len(bench.records) == 1

@@ -47,6 +47,13 @@ def test_a_bad_field_is_named_as_a_violation() -> None:
     assert bad.field_violations[0].field == "slug"
 
 
+def test_a_field_is_named_as_far_as_utf_8_can_hold_it_and_is_not_too_long() -> None:
+    status, _ = details(InvalidArgument("\ud800" + "x" * 1000, "what is that"))
+    bad = error_details_pb2.BadRequest()
+    assert status.details[1].Unpack(bad)
+    assert bad.field_violations[0].field == "?" + "x" * 196 + "…"
+
+
 def test_retry_info_carries_the_delay() -> None:
     status, _ = details(errors.Unavailable("busy", reason="OVERLOADED", retry_after_ms=1500))
     retry = error_details_pb2.RetryInfo()

@@ -2,9 +2,7 @@
 
 import base64
 import json
-import sys
 import time
-from pathlib import Path
 from typing import Final
 
 import click
@@ -13,7 +11,8 @@ from google.api.httpbody_pb2 import HttpBody
 from atlas.functions.v1 import invocation_service_pb2 as pb
 from atlas.runs.v1 import runs_service_pb2 as runs_pb
 from server.cli.client import INVOKE_S, HttpAnswer
-from server.cli.problems import USAGE, Problem
+from server.cli.json_input import json_text
+from server.cli.problems import Problem
 from server.cli.report import log_lines, metrics_line
 from server.cli.session import Session, options
 
@@ -24,7 +23,9 @@ RECORD_S: Final = 3.0
 
 @click.command()
 @click.argument("slug")
-@click.option("--data", "-d", metavar="JSON|@FILE|-", help="The input: JSON, a file of it, or - for stdin.")
+@click.option(
+    "--data", "-d", default="null", metavar="JSON|@FILE|-", help="The input: JSON, a file of it, or - for stdin."
+)
 @click.option("--path", default="", help="ctx.request.path, beginning with /.")
 @click.option("--async", "respond_async", is_flag=True, help="Print the run's id at once; see `atlas result`.")
 @click.option("--idempotency-key", default="", metavar="KEY", help="Runs once; later calls get the first's answer.")
@@ -33,7 +34,7 @@ RECORD_S: Final = 3.0
 def invoke(
     session: Session,
     slug: str,
-    data: str | None,
+    data: str,
     path: str,
     respond_async: bool,
     idempotency_key: str,
@@ -47,7 +48,7 @@ def invoke(
     echo '[1, 2]' | atlas invoke sum --data -
     atlas invoke report --async
     """
-    body = HttpBody(content_type="application/json", data=_input(data))
+    body = HttpBody(content_type="application/json", data=json_text(data, "--data").encode())
     request = pb.InvokeHttpRequest(slug=slug, rest=path.removeprefix("/"), body=body)
     client = session.client
     prefer = "respond-async" if respond_async else ""
@@ -130,36 +131,6 @@ def _state(answer: HttpAnswer, run_id: str) -> str | None:
         return None
     told = isinstance(document, dict) and document.get("run_id") == run_id
     return str(document["state"]) if told and "state" in document else None
-
-
-def _input(data: str | None) -> bytes:
-    """The input of `--data`, exactly as it was written. Raises Problem for what is not JSON."""
-    if data is None:
-        return b"null"
-    if data == "-":
-        text, where = sys.stdin.read(), "stdin"
-    elif data.startswith("@"):
-        text, where = _file(Path(data[1:])), data[1:]
-    else:
-        text, where = data, "--data"
-    try:
-        json.loads(text, parse_constant=_refuse)
-        return text.encode()
-    except json.JSONDecodeError as why:
-        raise Problem(f"{where} is not JSON: {why.msg} at {why.lineno}:{why.colno}", USAGE) from why
-    except (ValueError, RecursionError) as why:
-        raise Problem(f"{where} is not an input: {why}", USAGE) from why
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _file(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as why:
-        raise Problem(f"{path} cannot be read: {why}", USAGE) from why
 
 
 def _tell_record(session: Session, run_id: str) -> None:

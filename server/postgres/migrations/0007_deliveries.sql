@@ -37,13 +37,17 @@ CREATE TABLE deliveries (
 CREATE INDEX deliveries_newest ON deliveries (project_id, created_at DESC, id DESC);
 CREATE INDEX deliveries_of_trigger ON deliveries (trigger_id, created_at DESC, id DESC);
 CREATE INDEX deliveries_of_event ON deliveries (project_id, event_id);
-CREATE INDEX deliveries_dead ON deliveries (project_id, created_at DESC, id DESC) WHERE state = 'dead';
+CREATE INDEX deliveries_of_type ON deliveries (project_id, event_type, created_at DESC, id DESC);
+CREATE INDEX deliveries_of_state ON deliveries (project_id, state, created_at DESC, id DESC) WHERE state <> 'done';
+CREATE INDEX deliveries_failed ON deliveries (project_id, outcome, created_at DESC, id DESC)
+  WHERE outcome NOT IN ('', 'ok');
 CREATE INDEX deliveries_waiting ON deliveries (trigger_id, due_at) WHERE state = 'queued' AND order_key IS NULL;
 CREATE INDEX deliveries_running ON deliveries (trigger_id, lease) WHERE state = 'running';
 CREATE INDEX deliveries_held ON deliveries (trigger_id) WHERE state = 'held';
 CREATE INDEX deliveries_ordered ON deliveries (trigger_id, order_key, sequence)
   WHERE order_key IS NOT NULL AND state IN ('queued', 'running', 'held');
-CREATE INDEX deliveries_finished ON deliveries (finished_at) WHERE finished_at IS NOT NULL;
+CREATE INDEX deliveries_over ON deliveries (finished_at) WHERE state IN ('done', 'skipped', 'cancelled');
+CREATE INDEX deliveries_dead ON deliveries (finished_at) WHERE state = 'dead';
 
 -- Who runs deliveries: one row for each process, renewed as long as it lives. What runs under another lease is lost.
 CREATE TABLE dispatch_leases (

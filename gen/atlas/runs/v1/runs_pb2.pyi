@@ -55,7 +55,7 @@ class Run(_message.Message):
     runtime: _builtins.str
     """`quickjs`, `wasm`, `node` or `deno`."""
     trigger: _builtins.str
-    """What asked for it: `http`, `grpc` or `async`; of an event, the UUID of the trigger."""
+    """What asked for it: `http`, `grpc`, `async` or `workflow`; of an event, the UUID of the trigger."""
     state: _builtins.str
     """`queued`, `running` or `finished`."""
     outcome: _builtins.str

@@ -1,0 +1,99 @@
+"""`atlas` from an event to what became of it: publish, triggers, deliveries, and a schedule that fires."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.fix_cli import Program
+from tests.fix_clients import eventually
+
+ANSWERS = """
+export default (event) => {
+  if (event.data.amount === 13) throw new Error("unlucky");
+  return event.data;
+};
+"""
+MENDED = "export default (event) => event.data;\n"
+
+
+@pytest.fixture
+def receipt(program: Program) -> Program:
+    """With a function `receipt`."""
+    (program.folder / "receipt.js").write_text(ANSWERS)
+    program.run("deploy", "receipt.js")
+    return program
+
+
+def trigger_on(program: Program, *arguments: str) -> str:
+    return str(program.json("triggers", "create", "--function", "receipt", *arguments)["id"])
+
+
+def settled(program: Program, trigger_id: str, state: str, within_s: float = 15.0) -> list[Any]:
+    """Its deliveries, as soon as there is one in that state."""
+
+    def there() -> Any:
+        return program.json("deliveries", "--trigger", trigger_id, "--state", state)["deliveries"]
+
+    found: list[Any] = eventually(there, within_s)
+    return found
+
+
+def test_an_event_runs_what_it_should_and_is_found_again(receipt: Program) -> None:
+    trigger_id = trigger_on(receipt, "--on", "order.told", "--when", "amount", "gt", "100")
+    assert f"{trigger_id}  order.told  function receipt  1" in receipt.run("triggers").stdout
+    verdict = receipt.json("triggers", "explain", "order.told", "--data", '{"amount": 99}', "--trigger", trigger_id)
+    assert verdict["triggers"][0]["verdict"] == "conditions_do_not_hold"
+    receipt.run("events", "publish", "order.told", "--data", '{"amount": 99}')
+    event_id = receipt.run("events", "publish", "order.told", "--data", '{"amount": 120.50}').stdout.strip()
+    (delivery,) = settled(receipt, trigger_id, "done")
+    assert (delivery["event_id"], delivery["outcome"]) == (event_id, "ok")
+    shown = receipt.json("deliveries", "get", delivery["id"])
+    assert shown["event"]["data"] == {"amount": 120.50}
+    assert shown["history"][0]["outcome"] == "ok"
+    assert "ok  run" in receipt.run("deliveries", "get", delivery["id"]).stdout
+    receipt.run("triggers", "delete", trigger_id)
+    receipt.run("triggers", "get", trigger_id, code=3)
+
+
+def test_what_is_held_runs_later_and_a_dead_letter_again(receipt: Program) -> None:
+    trigger_id = trigger_on(receipt, "--on", "order.held", "--attempts", "1")
+    receipt.run("triggers", "pause", trigger_id)
+    receipt.run("events", "publish", "order.held", "--data", '{"amount": 13}', "--id", "unlucky")
+    settled(receipt, trigger_id, "held")
+    receipt.run("triggers", "resume", trigger_id)
+    (dead,) = settled(receipt, trigger_id, "dead")
+    assert dead["error"]["message"].endswith("Error: unlucky")
+    receipt.run("deliveries", "replay", "00000000-0000-0000-0000-000000000000", code=3)
+    (receipt.folder / "receipt.js").write_text(MENDED)
+    receipt.run("deploy", "receipt.js")
+    replay = ("deliveries", "replay", "--trigger", trigger_id, "--reason", "FUNCTION_EXCEPTION")
+    assert receipt.json(*replay) == {"replayed": 1}
+    (done,) = settled(receipt, trigger_id, "done")
+    assert (done["id"], done["replays"]) == (dead["id"], 1)
+    receipt.run("deliveries", "cancel", dead["id"], code=3)
+
+
+def test_a_trigger_is_changed_and_made_of_a_file(receipt: Program) -> None:
+    trigger_id = trigger_on(receipt, "--schedule", "0 6 1 1 *", "--timezone", "Asia/Tokyo", "--overlap", "skip")
+    changed = receipt.json("triggers", "update", trigger_id, "--schedule", "30 6 1 1 *", "--disabled")
+    assert changed["config"] == {"schedule": "30 6 1 1 *", "timezone": "Asia/Tokyo", "overlap": "skip"}
+    previewed = receipt.json("triggers", "preview", trigger_id, "--count", "1")
+    assert previewed["runs"][0]["local"].endswith("-01-01T06:30:00+09:00")
+    shown = receipt.json("triggers", "get", trigger_id)
+    kept = ("event_type", "config", "target_type", "function_id", "conditions", "enabled", "retry")
+    (receipt.folder / "trigger.json").write_text(json.dumps({name: shown[name] for name in kept}))
+    copied = receipt.json("triggers", "create", "--file", "trigger.json")
+    assert {name: copied[name] for name in kept} == {name: shown[name] for name in kept}
+    refused = receipt.run("triggers", "create", "--function", "receipt", "--schedule", "61 * * * *", code=3)
+    assert "config.schedule" in refused.stderr
+
+
+def test_a_schedule_fires_by_itself(receipt: Program) -> None:
+    """Within the minute that it takes at most until the next one begins."""
+    trigger_id = trigger_on(receipt, "--schedule", "* * * * *", "--timezone", "Asia/Kathmandu")
+    (delivery, *_) = settled(receipt, trigger_id, "done", within_s=75.0)
+    event = receipt.json("deliveries", "get", delivery["id"])["event"]
+    assert event["data"]["scheduled_at"] == event["time"]
+    assert event["data"]["local_time"].endswith("+05:45")
+    receipt.run("triggers", "update", trigger_id, "--disabled")

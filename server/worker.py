@@ -10,6 +10,7 @@ from functools import partial
 from typing import Final
 
 from server import parts, process
+from server.cdc.relay import Relay
 from server.dispatch.cron import Cron
 from server.dispatch.dispatcher import Dispatcher
 from server.events import run_outbox, stream
@@ -61,6 +62,7 @@ def run_worker(settings: Settings) -> None:
         triggers = TriggerCache(started.pool, started.changes)
         dispatcher = _dispatcher(started, triggers)
         drains = (await _start_running(started, stack), await _start_workflows(started, stack), dispatcher.close)
+        await _start_capturing(started, stack)
         await started.listen()
         await triggers.start()
         stack.push_async_callback(dispatcher.close)
@@ -148,6 +150,13 @@ async def _start_workflows(started: Parts, stack: AsyncExitStack) -> Drain:
     await work.start()
     parts.repeat(started.workflow_retention.sweep, SWEEP_S, "removing old workflow runs", stack)
     return work.close
+
+
+async def _start_capturing(started: Parts, stack: AsyncExitStack) -> None:
+    """Changes of tenants' tables as events: in the worker that has the slot, the others stand by."""
+    relay = Relay(started.tenants, started.bus, started.settings, started.metrics)
+    stack.push_async_callback(relay.close)
+    await relay.start()
 
 
 async def _say_ready(settings: Settings, stack: AsyncExitStack) -> None:

@@ -14,6 +14,7 @@ pytest_plugins = [
     "tests.fix_functions",
     "tests.fix_runs",
     "tests.fix_stack",
+    "tests.fix_cdc",
     "tests.fix_tenants",
     "tests.fix_triggers",
     "tests.fix_ledger",

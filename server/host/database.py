@@ -22,18 +22,14 @@ from server.log import Logger
 from server.postgres.effects import Effects
 from server.postgres.session import ConnectionLost, CopyRefused, Session, SqlError
 from server.postgres.tenants import Tenants, schema_of
+from server.postgres.values import FORMATS
 from server.postgres.wire import MessageTooLarge, WireError
 
 log = Logger("database")
 
 
 SESSION: Final = {
-    "client_encoding": "UTF8",
-    "DateStyle": "ISO, MDY",
-    "IntervalStyle": "postgres",
-    "TimeZone": "UTC",
-    "bytea_output": "hex",
-    "extra_float_digits": "1",
+    **FORMATS,
     "standard_conforming_strings": "on",
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",

@@ -195,6 +195,23 @@ class Session:
                 case b"G" | b"H" | b"W":
                     raise CopyRefused
 
+    async def copy_both(self, command: str) -> tuple[Reader, asyncio.StreamWriter]:
+        """Start a replication command on a session of `replication=database`; the connection is its caller's from then
+        on, who closes the session. SqlError when the server refuses it; ConnectionLost."""
+        self._writer.write(wire.query(command))
+        try:
+            while True:  # not a byte more than the answer
+                kind, length = wire.header(await self._reader.readexactly(wire.HEADER_BYTES))
+                if length > MAX_HANDSHAKE_BYTES:
+                    raise wire.WireError(f"a message {kind!r} of {length} bytes")
+                body = await self._reader.readexactly(length - 4)
+                if kind == b"W":
+                    return self._reader, self._writer
+                if kind == b"E":
+                    raise SqlError(wire.fields(body))
+        except (OSError, asyncio.IncompleteReadError, wire.WireError) as why:
+            raise ConnectionLost(f"the connection ended: {why}") from why
+
     async def commit(self) -> None:
         """Commit and leave a clean session. SqlError when a deferred constraint refuses: rolled back, and idle."""
         refused = await (self._reset(_COMMIT) if self._block else self._reset())

@@ -8,6 +8,7 @@ which beat the role's, and a password that no longer works is set again (`repair
 of the server and stored nowhere; over a unix socket with peer authentication they are not even used.
 """
 
+import getpass
 import hashlib
 import hmac
 import re
@@ -16,13 +17,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 from urllib.parse import quote, urlencode
+from uuid import UUID
 
 from psycopg import AsyncConnection, sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import UndefinedObject
 
 from server.log import Logger
-from server.postgres import effects
+from server.postgres import effects, publication
 from server.postgres.effects import Effects
 from server.postgres.hardening import LOCK_KEY, Hardening, harden
 from server.postgres.seal import Sealer
@@ -57,6 +59,11 @@ def schema_of(project_id: str) -> str:
     return "proj_" + project_id.replace("-", "")
 
 
+def project_of(schema: str) -> str | None:
+    """The id of the project whose schema it is, as 36 characters; None for any other schema."""
+    return str(UUID(schema[5:])) if re.fullmatch(publication.SCHEMA_PATTERN, schema) else None
+
+
 class Tenants:
     """`admin_url`: a superuser's URL of the tenants database (an owner with CREATEROLE works, less is closed then).
 
@@ -77,12 +84,17 @@ class Tenants:
         self.address = _address(host.split(",")[0], given)
 
     async def start(self) -> Hardening:
-        """Harden the database. Safe by many processes at a time; changes nothing when all is closed."""
+        """Harden the database and publish it for change data capture. Safe by many processes at a time; changes
+        nothing when all is as it must be."""
         async with self.admin() as admin:
             found = await harden(admin, self._other_databases)
             async with admin.transaction():
                 await admin.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK_KEY])
                 await effects.prepare(admin, self.sealer)
+        try:
+            await self.publish()
+        except publication.NotPublishable as why:
+            log.warning("tenants.unpublished", f"There are no events of tables: {why}")
         if found.readable_relations or found.callable_functions or found.open_databases:
             log.warning(
                 "tenants.gaps",
@@ -93,6 +105,19 @@ class Tenants:
                 open_databases=found.open_databases,
             )
         return found
+
+    async def publish(self) -> None:
+        """Every project's schema is published, those that were there before us included; what a transaction of a
+        tenant holds up is left for the next call. `publication.NotPublishable`."""
+        async with self.admin() as admin:
+            await publication.require(admin)
+            async with admin.transaction():
+                await admin.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK_KEY])
+                await publication.prepare(admin)
+            for schema in await publication.unpublished(admin):
+                async with admin.transaction():
+                    await admin.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK_KEY])
+                    await publication.publish(admin, schema)
 
     async def provision(self, project_id: str) -> None:
         """Role, schema, privileges and password as they must be, whatever was there before. Idempotent."""
@@ -133,6 +158,12 @@ class Tenants:
                 *(HIDING if superuser else ()),
             ):
                 await admin.execute(sql.SQL(grant).format(name=name, database=sql.Identifier(self.database)))
+            try:
+                await publication.require(admin)
+            except publication.NotPublishable:
+                return
+            await publication.prepare(admin)
+            await publication.publish(admin, schema_of(project_id))
 
     async def repair(self, project_id: str) -> None:
         """After a refused login: the role's password and rights again. Does nothing for a project that was dropped."""
@@ -175,6 +206,14 @@ class Tenants:
     def effects(self, project_id: str) -> Effects:
         """What runs of the project leave beside its rows."""
         return Effects(self.sealer, schema_of(project_id))
+
+    def replication_login(self, settings: dict[str, str]) -> Login:
+        """For `Session.connect`: the admin's own role, for streaming replication from the tenants database."""
+        role = self._given.get("user") or getpass.getuser()
+        password = self._given.get("password", "")
+        return Login(
+            role=role, database=self.database, password=password, settings={"replication": "database", **settings}
+        )
 
     def psql_url(self, project_id: str) -> str:
         """For people, the project's own role. Tables need no prefix: search_path begins with "$user"."""

@@ -36,6 +36,7 @@ PAUSE_S: Final = 1.0
 """After a failure."""
 
 BATCH: Final = 200
+BATCH_OF_PROJECT: Final = 100
 BATCH_BYTES: Final = 8 * 1024 * 1024
 LOCK_KEY: Final = 0x61746C6F
 """Of the advisory lock of who relays ("atlo")."""
@@ -44,12 +45,25 @@ KEEP_MARKS_DAYS: Final = 30.0
 SWEEP_S: Final = 3600.0
 
 _WAITING: Final = """
+WITH RECURSIVE roles AS (
+  (SELECT role FROM atlas_kept.outbox ORDER BY role LIMIT 1)
+  UNION ALL
+  SELECT (SELECT o.role FROM atlas_kept.outbox AS o WHERE o.role > roles.role ORDER BY o.role LIMIT 1)
+  FROM roles WHERE role IS NOT NULL
+)
 SELECT sequence, role, event FROM (
-  SELECT sequence, role, event, sum(octet_length(event)) OVER (ORDER BY sequence) - octet_length(event) AS before
-  FROM (SELECT * FROM atlas_kept.outbox WHERE refused IS NULL ORDER BY sequence LIMIT %s) AS first
+  SELECT *, sum(octet_length(event)) OVER (ORDER BY place, sequence) - octet_length(event) AS before
+  FROM (
+    SELECT sequence, role, event, place FROM roles CROSS JOIN LATERAL (
+      SELECT sequence, event, row_number() OVER (ORDER BY sequence) AS place FROM atlas_kept.outbox AS o
+      WHERE o.role = roles.role AND refused IS NULL ORDER BY sequence LIMIT %s
+    ) AS own
+    ORDER BY place, sequence LIMIT %s
+  ) AS first
 ) AS counted
 WHERE before < %s ORDER BY sequence
 """
+"""The first of each project, then the second of each, …: none waits for the many of another."""
 
 
 async def wake(bus: EventBus) -> None:
@@ -114,7 +128,7 @@ async def relay(admin: AsyncConnection, publisher: Publisher) -> int:
         cursor = await admin.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK_KEY])
         if await cursor.fetchone() != (True,):
             return 0
-        cursor = await admin.execute(_WAITING, [BATCH, BATCH_BYTES])
+        cursor = await admin.execute(_WAITING, [BATCH_OF_PROJECT, BATCH, BATCH_BYTES])
         rows = await cursor.fetchall()
         by_role: dict[str, list[tuple[int, Event]]] = defaultdict(list)
         refused: list[tuple[int, str]] = []

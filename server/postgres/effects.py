@@ -46,8 +46,7 @@ BEGIN
     event text NOT NULL,
     refused text
   );
-  CREATE INDEX IF NOT EXISTS outbox_waiting ON atlas_kept.outbox (sequence) WHERE refused IS NULL;
-  CREATE INDEX IF NOT EXISTS outbox_role ON atlas_kept.outbox (role);
+  CREATE INDEX IF NOT EXISTS outbox_in_order ON atlas_kept.outbox (role, sequence);
   CREATE TABLE IF NOT EXISTS atlas_kept.mark (
     role name NOT NULL, key text NOT NULL,
     told text,

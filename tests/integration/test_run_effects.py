@@ -233,6 +233,29 @@ class TestOutbox:
             pass
         assert [event.data.value for event in await stored(event_bus)] == list(range(90))
 
+    async def test_no_project_waits_for_the_many_of_another(
+        self,
+        host: InvocationHost,
+        hosts: HostApi,
+        admin: AsyncConnection,
+        event_bus: EventBus,
+        publisher: Publisher,
+        shared_project: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(run_outbox, "BATCH", 6)
+        for run, count in ((host, 50), (hosts.for_invocation(shared_project, LIMITS), 3)):
+            held = await begin(run)
+            for number in range(count):
+                await ask(run, "events.publish", "a", number, None, 1)
+            await ask(run, "tx.commit", 1)
+            await held
+        assert await relay(admin, publisher) == 6
+        found = await stored(event_bus)
+        for project in (host._project_id, shared_project):
+            assert [event.data.value for event in found if event.project_id == project] == [0, 1, 2]
+        await admin.execute("DELETE FROM atlas_kept.outbox")
+
     async def test_a_worker_is_woken_by_a_commit(
         self, host: InvocationHost, admin: AsyncConnection, event_bus: EventBus, publisher: Publisher, tenants: Tenants
     ) -> None:

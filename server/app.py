@@ -22,6 +22,7 @@ from atlas.health.v1 import health_service_pb2_grpc
 from atlas.metrics.v1 import metrics_service_pb2_grpc
 from atlas.projects.v1 import projects_service_pb2_grpc
 from atlas.runs.v1 import runs_service_pb2_grpc
+from atlas.storage.v1 import storage_service_pb2_grpc
 from atlas.triggers.v1 import triggers_service_pb2_grpc
 from atlas.workflows.v1 import workflows_service_pb2_grpc
 from engines.build import build
@@ -51,6 +52,7 @@ from server.rpc.metrics import MetricsService
 from server.rpc.parked_messages import ParkedMessageService
 from server.rpc.projects import ProjectService
 from server.rpc.runs import RunService
+from server.rpc.storage import StorageService
 from server.rpc.triggers import TriggerService
 from server.rpc.workflows import WorkflowService
 from server.runs.reader import Reader
@@ -162,6 +164,8 @@ async def _add_services(
     boundary.add(invocation_service_pb2_grpc.add_InvocationServiceServicer_to_server, invocations)
     boundary.add(runs_service_pb2_grpc.add_RunServiceServicer_to_server, RunService(reader, tail, started.catalog))
     boundary.add(events_service_pb2_grpc.add_EventServiceServicer_to_server, EventService(publisher))
+    storage = StorageService(started.storage, started.buckets)
+    boundary.add(storage_service_pb2_grpc.add_StorageServiceServicer_to_server, storage)
     _add_ledger(boundary, started)
     boundary.add(triggers_service_pb2_grpc.add_TriggerServiceServicer_to_server, triggers)
     boundary.add(workflows_service_pb2_grpc.add_WorkflowServiceServicer_to_server, workflows)

@@ -24,6 +24,7 @@ from engines.wasm import javy
 from engines.wasm.engine import Wasm
 from server.dispatch.retention import LedgerRetention
 from server.events.bus import EventBus
+from server.events.outbox import Outbox
 from server.events.publisher import Publisher
 from server.functions.artifacts import Artifacts
 from server.functions.catalog import Catalog
@@ -48,6 +49,12 @@ from server.runs.recorder import Recorder, Sink
 from server.runs.retention import Retention
 from server.runs.running import Running
 from server.settings import Settings
+from server.storage.blobs import Blobs
+from server.storage.buckets import Buckets
+from server.storage.disk import DiskBlobs
+from server.storage.jetstream import StreamBlobs
+from server.storage.storage import Storage
+from server.storage.sweeper import Sweeper
 from server.telemetry.metrics import Metrics
 from server.telemetry.numbers import Numbers
 from server.telemetry.tracers import tracer
@@ -99,6 +106,10 @@ class Parts:
     running: Running
     peers: Peers
     retention: Retention
+    outbox: Outbox
+    storage: Storage
+    buckets: Buckets
+    sweeper: Sweeper
     ledger_retention: LedgerRetention
     workflow_retention: WorkflowRetention
     fetcher: Fetcher
@@ -167,6 +178,9 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
     catalog = Catalog(registry, changes, vault=vault, retire=_retire_in(runtimes))
     keyring = Keyring(pool, changes)
     retention = Retention(pool, keep_hours=settings.runs_keep_hours, keep_mb=settings.runs_keep_mb)
+    blobs = await _blobs(settings, bus)
+    outbox, sweeper = Outbox(changes), Sweeper(pool, blobs)
+    storage = Storage(pool, blobs, outbox, quota_mb=settings.storage_quota_mb)
     ledger_retention = LedgerRetention(
         pool,
         events_keep_hours=settings.events_keep_hours,
@@ -179,6 +193,7 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
         retention.remove_project,
         ledger_retention.remove_project,
         workflow_retention.remove_project,
+        sweeper.remove_project,
     )
     projects = Projects(pool, changes, tenants, removals=removals)
     stack.push_async_callback(changes.close)
@@ -192,7 +207,7 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
 
     repeat(sample, SAMPLE_S, "counting sandboxes", stack)
     publishing = Publishing(Publisher(bus, settings), bus)
-    hosts = HostApi(database, keyvalue, fetcher, metrics, publishing)
+    hosts = HostApi(database, keyvalue, fetcher, metrics, publishing=publishing, storage=storage)
     return Parts(
         settings=settings,
         runtimes=runtimes,
@@ -208,6 +223,10 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
         running=running,
         peers=peers,
         retention=retention,
+        outbox=outbox,
+        storage=storage,
+        buckets=Buckets(pool),
+        sweeper=sweeper,
         ledger_retention=ledger_retention,
         workflow_retention=workflow_retention,
         fetcher=fetcher,
@@ -252,6 +271,13 @@ async def _start_runtimes(settings: Settings, stack: AsyncExitStack, role: str) 
         await runtime.engine.start()
     log.info("sandbox.ready", "The sandbox is ready", **quickjs.report())
     return runtimes
+
+
+async def _blobs(settings: Settings, bus: EventBus) -> Blobs:
+    """The configured store of contents, started."""
+    blobs: Blobs = StreamBlobs(bus) if settings.storage_backend == "jetstream" else DiskBlobs(settings.storage_dir)
+    await blobs.start()
+    return blobs
 
 
 def _retire_in(runtimes: Mapping[str, Runtime]) -> Callable[[str, str | None], None]:

@@ -96,6 +96,20 @@ class Settings:
         metadata=_doc("How long dead letters are kept, days, and at least as long as events", low=1, high=3650),
     )
 
+    # Stored objects
+    storage_backend: str = field(
+        default="disk",
+        metadata=_doc(
+            "Where contents of stored objects are: `disk`, or `jetstream` when machines share no file system"
+        ),
+    )
+    storage_dir: Path = field(
+        default=Path("./storage-data"), metadata=_doc("Contents of stored objects on disk, shared by all processes")
+    )
+    storage_quota_mb: int = field(
+        default=1024, metadata=_doc("What the objects of one project may hold, MiB", low=1, high=1_000_000)
+    )
+
     # What operators see
     runs_keep_hours: int = field(
         default=72, metadata=_doc("How long records of runs are kept, hours", low=1, high=8760)
@@ -184,6 +198,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
             problems.append(f"{variable(item.name)}={raw!r}: {why}")
     if values.get("log_level", "info") not in ("debug", "info", "warning", "error"):
         problems.append(f"ATLAS_LOG_LEVEL={values['log_level']!r}: must be debug, info, warning or error")
+    if values.get("storage_backend", "disk") not in ("disk", "jetstream"):
+        problems.append(f"ATLAS_STORAGE_BACKEND={values['storage_backend']!r}: must be disk or jetstream")
     if "admin_key" in values and len(str(values["admin_key"])) < 32:
         problems.append("ATLAS_ADMIN_KEY: must have at least 32 characters (the value is not shown)")
     if "master_key" in values and not re.fullmatch(r"[0-9a-fA-F]{64}", str(values["master_key"])):

@@ -13,7 +13,7 @@ from server import parts, process
 from server.cdc.relay import Relay
 from server.dispatch.cron import Cron
 from server.dispatch.dispatcher import Dispatcher
-from server.events import run_outbox, stream
+from server.events import outbox, run_outbox, stream
 from server.events.publisher import Publisher
 from server.invocations.async_worker import AsyncWorker
 from server.invocations.asynchronous import AsyncRuns
@@ -63,6 +63,7 @@ def run_worker(settings: Settings) -> None:
         dispatcher = _dispatcher(started, triggers)
         drains = (await _start_running(started, stack), await _start_workflows(started, stack), dispatcher.close)
         await _start_capturing(started, stack)
+        await _start_publishing(started, stack)
         await started.listen()
         await triggers.start()
         stack.push_async_callback(dispatcher.close)
@@ -71,6 +72,7 @@ def run_worker(settings: Settings) -> None:
         parts.repeat(dispatcher.sample, SAMPLE_S, "counting deliveries", stack)
         await _start_cron(started, triggers, stack)
         parts.repeat(partial(stream.trim, started.bus, settings), TRIM_S, "removing events that are done", stack)
+        parts.repeat(started.sweeper.sweep, SWEEP_S, "removing contents that no object has", stack)
         parts.repeat(started.ledger_retention.sweep, SWEEP_S, "removing deliveries that are kept no more", stack)
         parts.repeat(started.projects.sweep, TIDY_S, "removing what deleted projects left", stack)
         parts.repeat(started.lifecycle.sweep, TIDY_S, "removing functions and files that are kept no more", stack)
@@ -155,6 +157,15 @@ async def _start_workflows(started: Parts, stack: AsyncExitStack) -> Drain:
 async def _start_capturing(started: Parts, stack: AsyncExitStack) -> None:
     """Changes of tenants' tables as events: in the worker that has the slot, the others stand by."""
     relay = Relay(started.tenants, started.bus, started.settings, started.metrics)
+    stack.push_async_callback(relay.close)
+    await relay.start()
+
+
+async def _start_publishing(started: Parts, stack: AsyncExitStack) -> None:
+    """Events that were committed with what they tell of. Before `listen`: they are announced."""
+    publisher = Publisher(started.bus, started.settings)
+    await publisher.start()
+    relay = outbox.Relay(started.pool, started.changes, publisher)
     stack.push_async_callback(relay.close)
     await relay.start()
 

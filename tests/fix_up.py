@@ -39,6 +39,7 @@ class Stack:
             "ATLAS_STATE_DIR": str(self.state),
             "ATLAS_RUN_DIR": str(self.run),
             "ATLAS_FUNCTIONS_DIR": str(home / "functions"),
+            "ATLAS_STORAGE_DIR": str(home / "storage"),
             "ATLAS_PORT": str(self.port),
             "ATLAS_API_PROCESSES": "1",
             **variables,

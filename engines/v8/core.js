@@ -26,6 +26,7 @@ const startsWith = uncurry(String.prototype.startsWith);
 const trunc = Math.trunc;
 const now = performance.now.bind(performance);
 const toText = String;
+const encode = uncurry(TextEncoder.prototype.encode);
 const encodeInto = uncurry(TextEncoder.prototype.encodeInto);
 const decode = uncurry(TextDecoder.prototype.decode);
 const utf8Encoder = new TextEncoder();
@@ -60,4 +61,6 @@ loaded.encoding = {
   bytesOf(value) {
     return ArrayBuffer.isView(value) ? new NativeUint8Array(value.buffer, value.byteOffset, value.byteLength) : new NativeUint8Array(value);
   },
+  encodeUtf8(text) { return encode(utf8Encoder, text); },
+  decodeUtf8(bytes) { return decode(utf8Decoder, bytes); },
 };

@@ -19,6 +19,7 @@ import calls from "../quickjs/prelude/calls.js" with { type: "text" };
 import console from "../quickjs/prelude/console.js" with { type: "text" };
 import inspect from "../quickjs/prelude/inspect.js" with { type: "text" };
 import logs from "../quickjs/prelude/logs.js" with { type: "text" };
+import storage from "../quickjs/prelude/storage.js" with { type: "text" };
 
 const READ_BYTES = 256 * 1024;
 const STDIN = 0, STDOUT = 1;
@@ -78,5 +79,6 @@ const texts = {
   "response.js": response, "run.js": run, "timers.js": timers, "wire.js": wire,
   "../quickjs/prelude/atlas.js": atlas, "../quickjs/prelude/calls.js": calls, "../quickjs/prelude/console.js": console,
   "../quickjs/prelude/inspect.js": inspect, "../quickjs/prelude/logs.js": logs,
+  "../quickjs/prelude/storage.js": storage,
 };
 start(texts, platform, (body, names) => vm.compileFunction(body, names, { filename: "<input>" }));

@@ -11,7 +11,7 @@ const PARTS = [
 ];
 
 // Function expressions that take `core` and give their exports.
-const UNITS = { console: PRELUDE + "console.js", inspect: PRELUDE + "inspect.js", atlas: PRELUDE + "atlas.js", fetch: "fetch.js" };
+const UNITS = { console: PRELUDE + "console.js", inspect: PRELUDE + "inspect.js", atlas: PRELUDE + "atlas.js", storage: PRELUDE + "storage.js", fetch: "fetch.js" };
 
 // The names of the language and the web that all parts are compiled with, whatever a program makes of them later.
 const NATIVES = [

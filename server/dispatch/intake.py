@@ -101,6 +101,7 @@ class Intake:
         self._fired: list[_Fired] = []
         self._strange: list[tuple[Message, str]] = []
         self._done: list[Message] = []
+        self._failures = 0  # since something last went on
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         runs.when_freed(self._wake.set)
@@ -119,25 +120,34 @@ class Intake:
             await self._kept.close()
 
     async def _work_for_ever(self) -> None:
-        attempt = 0
         while True:
             try:
                 await stream.ensure(self._bus, self._settings)
                 await consumer.ensure(self._bus)
                 async with Pull(self._bus, self._wake.set) as pull:
-                    try:
-                        while True:
-                            await self._turn(pull)
-                            attempt = 0
-                    finally:
-                        await self._give_back(pull)
-            except (*stream.AWAY, AtlasError, stream.StreamUnusable) as why:
-                if not attempt:
-                    log.warning("dispatch.waiting", f"Events wait in the stream: {why!r}")
+                    await self._pull_for_ever(pull)
+            except (*stream.AWAY, stream.StreamUnusable) as why:
+                await self._wait(why)
             except Exception:
                 log.exception("dispatch.fault", "Events wait in the stream")
-            await asyncio.sleep(BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)])
-            attempt += 1
+                await asyncio.sleep(BACKOFF_S[-1])
+
+    async def _pull_for_ever(self, pull: Pull) -> None:
+        """Until NATS is away. While the database is, what is in hand stays there."""
+        try:
+            while True:
+                try:
+                    await self._turn(pull)
+                except AtlasError as why:
+                    await self._wait(why)
+        finally:
+            await self._give_back(pull)
+
+    async def _wait(self, why: Exception) -> None:
+        if not self._failures:
+            log.warning("dispatch.waiting", f"Events wait in the stream: {why!r}")
+        await asyncio.sleep(BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)])
+        self._failures += 1
 
     async def _turn(self, pull: Pull) -> None:
         """Ask, read, match, write, acknowledge and start; or wait for a reason to."""
@@ -152,14 +162,21 @@ class Intake:
             await pull.ack(message)
         moved = moved or bool(self._done)
         self._done.clear()
+        if moved:
+            self._failures = 0
         if not moved and not self._unread:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LEAST_PATIENCE_S if self._fired else IDLE_S):
                     await self._wake.wait()
 
     def _wanted(self) -> int:
-        """Messages beyond those in hand. None while no slot is free: then they are better left to others."""
-        if self._room.free < 1 or sum(len(each.message.body) for each in self._fired) > IN_HAND_BYTES:
+        """Messages beyond those in hand. None while no slot is free or something is away: then they are better left to
+        others."""
+        if (
+            self._room.free < 1
+            or (self._failures and self._unread)
+            or sum(len(each.message.body) for each in self._fired) > IN_HAND_BYTES
+        ):
             return 0
         return max(0, IN_HAND - len(self._fired) - len(self._unread))
 

@@ -16,6 +16,11 @@
 
     events.publish  [type, data, {id, subject, transactional}?, number?]     {id, duplicate}
 
+    storage.put     [bucket, path, body_base64, {content_type, metadata, overwrite}?]     the object
+    storage.get     [bucket, path, {offset, length}?]          the object with body_base64, or null
+    storage.list    [bucket, {prefix, limit, cursor}?]         {objects, cursor}
+    storage.delete  [bucket, path]                             whether there was one
+
 A call of atlas.fetch counts once, its redirects do not.
 """
 
@@ -32,14 +37,16 @@ from server.host import arguments, parameters
 from server.host.database import Database
 from server.host.fetch import Fetcher
 from server.host.keyvalue import KeyValue
+from server.host.objects import ObjectCalls
 from server.host.origin import Origin
 from server.host.publishing import Counted, Publishing
 from server.host.statement import MAX_SQL_BYTES
 from server.host.transaction import Transaction, Transactions
+from server.storage.storage import Storage
 from server.telemetry.metrics import Metrics
 from server.telemetry.tracing import UNTRACED, Span
 
-CALLS_AT_ONCE: Final = {"db": 4, "fetch": 6, "kv": 16, "tx": 64, "events": 8}
+CALLS_AT_ONCE: Final = {"db": 4, "fetch": 6, "kv": 16, "tx": 64, "events": 8, "storage": 4}
 """Of one invocation and kind; more wait for their turn."""
 
 MAX_NAME_CHARS: Final = 100
@@ -55,13 +62,17 @@ class HostApi:
         keyvalue: KeyValue,
         fetcher: Fetcher,
         metrics: Metrics | None = None,
+        *,
         publishing: Publishing | None = None,
+        storage: Storage | None = None,
     ) -> None:
+        """Without `storage` its operations do not exist."""
         self.database = database
         self.keyvalue = keyvalue
         self.fetcher = fetcher
         self.metrics = metrics or Metrics()
         self.publishing = publishing
+        self.objects = None if storage is None else ObjectCalls(storage)
 
     def for_invocation(
         self, project_id: str, limits: Limits, span: Span = UNTRACED, origin: Origin | None = None
@@ -90,7 +101,7 @@ class InvocationHost:
     async def call(self, op: str, args: bytes) -> bytes:
         self.calls += 1
         handler = OPERATIONS.get(op)
-        if handler is None:
+        if handler is None or (op.startswith("storage.") and self._api.objects is None):
             raise HostError("unknown_op", f"there is no host operation {op[:40]!r}")
         if op == "fetch":
             self._count_fetch()
@@ -206,6 +217,23 @@ class InvocationHost:
         (key,) = arguments.read("atlas.kv.delete", args, least=1, most=1)
         return orjson.dumps(await self._api.keyvalue.delete(self._project_id, key))
 
+    async def _storage_put(self, args: bytes, span: Span) -> bytes:
+        return await self._objects.put(self._project_id, args)
+
+    async def _storage_get(self, args: bytes, span: Span) -> bytes:
+        return await self._objects.get(self._project_id, args)
+
+    async def _storage_list(self, args: bytes, span: Span) -> bytes:
+        return await self._objects.list(self._project_id, args)
+
+    async def _storage_delete(self, args: bytes, span: Span) -> bytes:
+        return await self._objects.delete(self._project_id, args)
+
+    @property
+    def _objects(self) -> ObjectCalls:
+        assert self._api.objects is not None, "`call` has looked"
+        return self._api.objects
+
     def _count_fetch(self) -> None:
         allowed = self._limits.fetch_calls
         self.fetch_calls += 1
@@ -243,4 +271,8 @@ OPERATIONS: Final[dict[str, Handler]] = {
     "kv.get": InvocationHost._kv_get,
     "kv.set": InvocationHost._kv_set,
     "kv.delete": InvocationHost._kv_delete,
+    "storage.put": InvocationHost._storage_put,
+    "storage.get": InvocationHost._storage_get,
+    "storage.list": InvocationHost._storage_list,
+    "storage.delete": InvocationHost._storage_delete,
 }

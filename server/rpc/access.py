@@ -25,6 +25,7 @@ _FUNCTIONS: Final = "/atlas.functions.v1.FunctionService/"
 _INVOCATIONS: Final = "/atlas.functions.v1.InvocationService/"
 _RUNS: Final = "/atlas.runs.v1.RunService/"
 _EVENTS: Final = "/atlas.events.v1.EventService/"
+_STORAGE: Final = "/atlas.storage.v1.StorageService/"
 _DELIVERIES: Final = "/atlas.deliveries.v1.DeliveryService/"
 _TRIGGERS: Final = "/atlas.triggers.v1.TriggerService/"
 _WORKFLOWS: Final = "/atlas.workflows.v1.WorkflowService/"
@@ -53,6 +54,18 @@ METHODS: Final[Mapping[str, Access]] = {
     _RUNS + "TailRunsHttp": Access.SERVICE,
     _EVENTS + "PublishEvents": Access.SERVICE,
     _EVENTS + "PublishEventsHttp": Access.SERVICE,
+    _STORAGE + "CreateBucket": Access.SERVICE,
+    _STORAGE + "ListBuckets": Access.SERVICE,
+    _STORAGE + "GetBucket": Access.SERVICE,
+    _STORAGE + "UpdateBucket": Access.SERVICE,
+    _STORAGE + "DeleteBucket": Access.SERVICE,
+    _STORAGE + "PutObject": Access.SERVICE,
+    _STORAGE + "PutObjectHttp": Access.SERVICE,
+    _STORAGE + "GetObject": Access.ANY_KEY,
+    _STORAGE + "GetObjectHttp": Access.ANY_KEY,
+    _STORAGE + "GetObjectInfo": Access.ANY_KEY,
+    _STORAGE + "ListObjects": Access.SERVICE,
+    _STORAGE + "DeleteObject": Access.SERVICE,
     _DELIVERIES + "ListDeliveries": Access.SERVICE,
     _DELIVERIES + "GetDelivery": Access.SERVICE,
     _DELIVERIES + "GetDeliveryHttp": Access.SERVICE,

@@ -146,7 +146,7 @@ class _Guarded:
             sent[REQUEST_ID] = made = new_request_id()
             context.set_trailing_metadata(((REQUEST_ID, made),))
         _headers.set(sent)
-        request = _decoded(self._deserialize, raw)
+        request = _decoded(self._deserialize, raw, by_url="x-envoy-original-path" in sent)
         await self._admit(request, sent)
         return request
 
@@ -208,11 +208,16 @@ def _code_of(error: BaseException, context: Context) -> str:
     return grpc.StatusCode.INTERNAL.name
 
 
-def _decoded(deserialize: Callable[[bytes], Any], raw: bytes) -> Any:
-    """Here and not by gRPC, which would send the exception of a malformed message to the caller as it is."""
+def _decoded(deserialize: Callable[[bytes], Any], raw: bytes, *, by_url: bool) -> Any:
+    """Here and not by gRPC, which would send the exception of a malformed message to the caller as it is.
+
+    `by_url`: Envoy made the message, which it can only get wrong where the URL has bytes that are no text.
+    """
     try:
         return deserialize(raw)
     except DecodeError:
+        if by_url:
+            raise InvalidArgument("path", "The path or the query of the URL is not UTF-8, percent-encoded") from None
         raise InvalidArgument(
             "request", f"The request's {len(raw)} bytes are no message of this method; see its .proto"
         ) from None

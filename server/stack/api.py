@@ -14,7 +14,7 @@ from server.stack.part import Part
 
 DECIDED: Final = (
     *("database_url", "tenant_database_url", "nats_url", "redis_url"),
-    *("admin_key", "master_key", "functions_dir", "engine_cache_dir", "state_dir"),
+    *("admin_key", "master_key", "functions_dir", "storage_dir", "engine_cache_dir", "state_dir"),
     *("api_socket", "worker_socket", "metrics_dir"),
 )
 

@@ -25,6 +25,7 @@ SERVICES: Final = (
     "atlas.functions.v1.InvocationService",
     "atlas.runs.v1.RunService",
     "atlas.events.v1.EventService",
+    "atlas.storage.v1.StorageService",
     "atlas.deliveries.v1.DeliveryService",
     "atlas.deliveries.v1.ParkedMessageService",
     "atlas.triggers.v1.TriggerService",
@@ -35,6 +36,7 @@ SERVICES: Final = (
 NOT_FROM_QUERY: Final = (
     *("slug", "rest", "body", "body.data", "body.content_type", "body.contentType", "body.extensions"),
     *("project_id", "projectId", "function_id", "functionId", "key_id", "keyId", "run_id", "runId", "version"),
+    *("bucket", "path"),
     *("delivery_id", "deliveryId"),
     *("trigger_id", "triggerId"),
     *("workflow_id", "workflowId", "node_id", "nodeId"),

@@ -91,15 +91,16 @@ class Places:
         ):
             directory(path, None, mode)
 
-    def delete(self, functions_dir: Path | None) -> None:
-        """Delete all that a stack makes, by name, and the directories that are empty then."""
+    def delete(self, *of_projects: Path) -> None:
+        """Delete all that a stack makes, by name, what projects have in those folders, and directories that are empty
+        then."""
         for place in {self.data, self.run}:
             for name in _OURS:
                 _remove(place / name)
         for name in _STATE:
             _remove(self.state / name)
-        if functions_dir and functions_dir.is_dir():
-            for folder in functions_dir.iterdir():
+        for place in filter(Path.is_dir, of_projects):
+            for folder in place.iterdir():
                 if _PROJECT.fullmatch(folder.name):
                     _remove(folder)
         for place in {self.data, self.run} - {self.state}:

@@ -9,9 +9,9 @@ from server.stack.places import PlaceError, places
 
 
 def reset(settings: Settings) -> int:
-    """Delete databases, streams, keys and deployed functions; refused while the stack runs. The exit status.
+    """Delete databases, streams, keys, functions and stored objects; refused while the stack runs. The exit status.
 
-    With a database elsewhere its data is left alone, and the functions' artifacts, to which it refers, as well.
+    With a database elsewhere its data is left alone, and the artifacts and contents to which it refers, as well.
     """
     home = places(settings)
     if not home.state.is_dir():
@@ -20,7 +20,7 @@ def reset(settings: Settings) -> int:
     try:
         with locked(home.state):
             orphans.end(home.mark, home.data / "postgres")
-            home.delete(None if settings.database_url else settings.functions_dir)
+            home.delete(*(() if settings.database_url else (settings.functions_dir, settings.storage_dir)))
             (home.state / "lock").unlink()
     except (AlreadyRunning, PlaceError, OSError) as why:
         print(f"Nothing was reset: {why}. Stop it first.", file=sys.stderr)

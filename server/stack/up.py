@@ -104,6 +104,7 @@ async def _live(settings: Settings, home: Places, supervisor: Supervisor) -> Non
         admin_key=secrets.admin_key,
         master_key=secrets.master_key,
         functions_dir=settings.functions_dir.absolute(),
+        storage_dir=settings.storage_dir.absolute(),
         engine_cache_dir=settings.engine_cache_dir.absolute(),
         state_dir=home.state,
     )

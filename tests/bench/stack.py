@@ -40,7 +40,11 @@ async def running(cpu: int) -> AsyncIterator[Site]:
     """On a state of its own, with the function `bench` deployed; the API process and its sandboxes run on `cpu`."""
     folder = new_folder()
     settings = Settings(
-        port=free_port(), state_dir=folder / "state", run_dir=folder / "run", functions_dir=folder / "functions"
+        port=free_port(),
+        state_dir=folder / "state",
+        run_dir=folder / "run",
+        functions_dir=folder / "functions",
+        storage_dir=folder / "storage",
     )
     home = places(settings)
     home.make()

@@ -44,6 +44,7 @@ CALLS = [
     ("atlas.kv.get('k')", "kv.get", ["k"]),
     ("atlas.kv.delete('k')", "kv.delete", ["k"]),
     ("atlas.kv.set('k', {a: [1]})", "kv.set", ["k", {"a": [1]}, {"ttl_s": None}]),
+    ("atlas.storage.delete('b', 'a/c')", "storage.delete", ["b", "a/c"]),
     ("atlas.kv.set('k', undefined, {ttl: 1.5})", "kv.set", ["k", None, {"ttl_s": 1.5}]),
 ]
 
@@ -299,3 +300,93 @@ async def test_a_transaction_left_open_ends_with_its_run(hosted: Site) -> None:
     for _ in range(2):
         assert (await deployed(1, host=Scripted(hold))).value == b"1"
     assert ended == ["tx.open", "tx.open"]
+
+
+STORED = {
+    "bucket": "b",
+    "path": "a/é",
+    "size": 3,
+    "content_type": "text/plain",
+    "checksum": "ab",
+    "etag": '"ab"',
+    "metadata": {"n": 1},
+    "created_at": "2026-01-01T00:00:00Z",
+    "updated_at": "2026-01-02T00:00:00Z",
+}
+SHOWN = {
+    **{name: STORED[name] for name in ("bucket", "path", "size", "checksum", "etag", "metadata")},
+    "contentType": "text/plain",
+    "createdAt": "2026-01-01T00:00:00Z",
+    "updatedAt": "2026-01-02T00:00:00Z",
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "body", "options"),
+    [
+        ("'é\\ud800', {metadata: {n: 1}}", "é\ufffd".encode(), ("text/plain;charset=UTF-8", {"n": 1}, None)),
+        ("''", b"", ("text/plain;charset=UTF-8", None, None)),
+        ("new Uint8Array([0, 255]).subarray(1), {overwrite: false}", b"\xff", (None, None, False)),
+        ("new Uint16Array([1]).buffer, {contentType: 'image/png'}", b"\1\0", ("image/png", None, None)),
+        ("'x'.repeat(100000), null", b"x" * 100_000, ("text/plain;charset=UTF-8", None, None)),
+    ],
+)
+async def test_objects_are_put_as_bytes(hosted: Site, call: str, body: bytes, options: tuple[Any, ...]) -> None:
+    seen: list[Any] = []
+
+    def remember(op: str, args: list[Any]) -> Any:
+        seen.append((op, *args))
+        return STORED
+
+    assert await value_of(hosted, f"return await atlas.storage.put('b', 'a/é', {call})", remember) == SHOWN
+    ((op, bucket, path, base64_text, sent),) = seen
+    assert (op, bucket, path, base64.b64decode(base64_text)) == ("storage.put", "b", "a/é", body)
+    assert (sent["content_type"], sent["metadata"], sent["overwrite"]) == options
+
+
+@pytest.mark.parametrize("call", ["1, 'p', 'x'", "'b', null, 'x'", "'b', 'p', {}", "'b', 'p'", "'b', 'p', 1"])
+async def test_what_is_no_object_never_reaches_the_host(hosted: Site, call: str) -> None:
+    source = f"try {{ await atlas.storage.put({call}) }} catch (e) {{ return e.name }}"
+    assert await value_of(hosted, source, lambda op, args: 1 / 0) == "TypeError"
+
+
+async def test_an_object_is_read_in_each_way_and_more_than_once(hosted: Site) -> None:
+    content = b'\xef\xbb\xbf{"a":"\xc3\xa9"}'
+
+    def give(op: str, args: list[Any]) -> Any:
+        assert (op, args) == ("storage.get", ["b", "p", {"offset": 1, "length": None}])
+        return {**STORED, "body_base64": base64.b64encode(content).decode()}
+
+    source = """const o = await atlas.storage.get("b", "p", {offset: 1}); const bytes = await o.bytes();
+      return [{...o}, await o.text(), await o.json(), [...bytes].length, bytes instanceof Uint8Array,
+        (await o.arrayBuffer()).byteLength, (await o.arrayBuffer()) instanceof ArrayBuffer, JSON.stringify(o) === JSON.stringify({...o})]"""
+    assert await value_of(hosted, source, give) == [SHOWN, '{"a":"é"}', {"a": "é"}, 13, True, 13, True, True]
+
+
+async def test_objects_are_listed(hosted: Site) -> None:
+    seen: list[Any] = []
+
+    def give(op: str, args: list[Any]) -> Any:
+        seen.append((op, args))
+        return {"objects": [STORED, STORED], "cursor": "next" if len(seen) == 1 else None}
+
+    source = """const first = await atlas.storage.list("b", {prefix: "a/", limit: 2});
+      return [first, await atlas.storage.list("b", {cursor: first.cursor}), await atlas.storage.list("b")]"""
+    first, second, third = await value_of(hosted, source, give)
+    assert (first, second["cursor"]) == ({"objects": [SHOWN, SHOWN], "cursor": "next"}, None)
+    assert third == second
+    assert seen == [
+        ("storage.list", ["b", {"prefix": "a/", "limit": 2, "cursor": None}]),
+        ("storage.list", ["b", {"prefix": None, "limit": None, "cursor": "next"}]),
+        ("storage.list", ["b", {"prefix": None, "limit": None, "cursor": None}]),
+    ]
+
+
+async def test_an_object_that_is_not_there_is_null_and_one_that_was_is_told(hosted: Site) -> None:
+    source = "return [await atlas.storage.get('b', 'p'), await atlas.storage.delete('b', 'p')]"
+    assert await value_of(hosted, source, lambda op, args: None if op == "storage.get" else False) == [None, False]
+
+
+async def test_an_object_that_is_too_large_for_a_call_is_refused_before_it_travels(hosted: Site) -> None:
+    source = "try { await atlas.storage.put('b', 'p', new Uint8Array(6 * 1024 * 1024)) } catch (e) { return [e.name, e.code] }"
+    assert await value_of(hosted, source, lambda op, args: 1 / 0) == ["AtlasError", "storage_body_limit"]

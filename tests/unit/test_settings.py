@@ -31,6 +31,7 @@ def test_every_bad_variable_is_named_with_value_and_rule() -> None:
         "ATLAS_FUNCTIONS_MAX_MEMORY_MB": "1",
         "ATLAS_UNSAFE_SANDBOX": "maybe",
         "ATLAS_LOG_LEVEL": "loud",
+        "ATLAS_STORAGE_BACKEND": "tape",
         "ATLAS_ADMIN_KEY": "hunter2",
         "ATLAS_MASTER_KEY": "not-hex",
         "ATLAS_FETCH_ALLOW_CIDRS": "10.0.0.1/8",

@@ -142,6 +142,8 @@
     async delete(key) { return await hostCall("kv.delete", [text(key, "The key")]); },
   });
 
-  const atlas = { __proto__: null, db, events, kv, get fetch() { return core.need("fetch").fetch; } };
+  const atlas = {
+    __proto__: null, db, events, kv, get storage() { return core.need("storage").storage; }, get fetch() { return core.need("fetch").fetch; },
+  };
   return { __proto__: null, atlas: freeze(atlas) };
 })

@@ -74,4 +74,5 @@ function clearCalls() {
   firstWaiting = lastWaiting = undefined;
 }
 core.hostCall = hostCall;
+core.hostError = hostError;
 core.digest = digest;

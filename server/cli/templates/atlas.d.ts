@@ -95,6 +95,49 @@ declare namespace atlas {
     delete(key: string): Promise<boolean>;
   };
 
+  /** A stored object without its content. */
+  interface StoredObject {
+    readonly bucket: string;
+    readonly path: string;
+    /** Bytes. */
+    readonly size: number;
+    readonly contentType: string;
+    /** SHA-256 in hexadecimal. */
+    readonly checksum: string;
+    readonly etag: string;
+    readonly metadata: { readonly [name: string]: Json };
+    /** ISO 8601. */
+    readonly createdAt: string;
+    readonly updatedAt: string;
+  }
+
+  /** A stored object with its content, which may be read more than once. */
+  interface StoredContent extends StoredObject {
+    text(): Promise<string>;
+    json(): Promise<any>;
+    bytes(): Promise<Uint8Array>;
+    arrayBuffer(): Promise<ArrayBuffer>;
+  }
+
+  const storage: {
+    /** Stores at most 5 MiB, in a private bucket that is made if there is none; replaces what was there unless `overwrite` is false. */
+    put(
+      bucket: string,
+      path: string,
+      body: string | ArrayBuffer | ArrayBufferView,
+      options?: { contentType?: string | null; metadata?: { [name: string]: Json } | null; overwrite?: boolean | null } | null,
+    ): Promise<StoredObject>;
+    /** The object, or null when there is none; with `offset` and `length` in bytes, a part of its content. */
+    get(bucket: string, path: string, options?: { offset?: number | null; length?: number | null } | null): Promise<StoredContent | null>;
+    /** By path; `limit` 1 to 200, 50 without it. `cursor` of the answer goes on behind it, null at the end. */
+    list(
+      bucket: string,
+      options?: { prefix?: string | null; limit?: number | null; cursor?: string | null } | null,
+    ): Promise<{ objects: StoredObject[]; cursor: string | null }>;
+    /** Whether there was one. */
+    delete(bucket: string, path: string): Promise<boolean>;
+  };
+
   interface FetchOptions extends RequestInit {
     /** Milliseconds for the whole exchange, redirects included; 10,000 without it. */
     timeout?: number | null;

@@ -1,0 +1,71 @@
+"""Kills for `chaos`: parts of a stack at random, with SIGKILL, but none that the stack would then give up."""
+
+import contextlib
+import os
+import random
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from tests.fix_up import Stack
+
+VICTIMS: Final = {
+    **{name: name for name in ("worker-0", "worker-1", "api-0", "api-1", "postgres")},
+    "nats": "nats-server",
+    "valkey": "valkey-server",
+}
+"""Parts of the stack, and the names of their processes."""
+
+NEEDED: Final = ("postgres", "nats")
+"""While one of them is away no other part can start, and each try counts as a failure of that."""
+
+PAUSE_S: Final = (0.4, 1.2)
+"""Between two kills."""
+
+MOST_KILLS: Final = 3
+"""Of one part within a minute: the supervisor, which has to tell a crash from a part that cannot run, gives up the
+stack when one ends for the seventh time."""
+
+MINUTE_S: Final = 62.0
+
+
+def kill(seed: int, stack: Stack, kills: Counter[str], over: threading.Event, say: Callable[[str], None]) -> None:
+    """Kill one part after another until it is `over`: each of them once, then any; count them in `kills`."""
+    chance, start_s, failures = random.Random(seed), time.monotonic(), Failures()
+    each = chance.sample([*VICTIMS], len(VICTIMS))
+    while not over.wait(chance.uniform(*PAUSE_S)):
+        name, now_s = each[-1] if each else chance.choice([*VICTIMS]), time.monotonic()
+        failures.read(stack.said, now_s)
+        pid = stack.processes().get(VICTIMS[name])
+        if pid is None or not failures.admit(name):
+            continue
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            kills[name] += 1
+            if each:
+                each.pop()
+            say(f"{now_s - start_s:6.1f} s  killed {name}")
+
+
+class Failures:
+    """How often each part ended within the last minute, as the stack says."""
+
+    def __init__(self) -> None:
+        self._at_s: dict[str, list[float]] = {name: [] for name in VICTIMS}
+        self._recent: dict[str, int] = dict.fromkeys(VICTIMS, 0)
+
+    def read(self, said: str, now_s: float) -> None:
+        counts = Counter(re.findall(r"^! (\S+) .*; starting it again$", said, re.MULTILINE))
+        for name, times in self._at_s.items():
+            times += [now_s] * (counts[name] - len(times))
+            self._recent[name] = sum(now_s - at_s < MINUTE_S for at_s in times)
+
+    def admit(self, name: str) -> bool:
+        """Whether the part may be killed."""
+        if name in NEEDED and max(self._recent.values()) > MOST_KILLS:
+            return False
+        return self._recent[name] < MOST_KILLS

@@ -76,7 +76,7 @@ BEGIN
     END IF;
   END $$;
 
-  -- once for each statement of a run, so in SQL: 0.1 ms less than PL/pgSQL, which is planned anew after DISCARD ALL
+  -- once for each statement of a run, and planned anew after DISCARD ALL: one statement in SQL is less of that
   CREATE OR REPLACE FUNCTION atlas_run.cause(text text, seal bytea) RETURNS pg_lsn
   LANGUAGE sql SECURITY DEFINER
   BEGIN ATOMIC

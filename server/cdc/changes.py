@@ -3,7 +3,7 @@
     between ── Begin ─▶ within ── Commit ─▶ between ─▶ End of that commit
        │                  ├─ Insert, Update, Delete, Truncate: each change gets the next number, and an event unless
        │                  │  it is of no project or not after what is in the stream already
-       ╰──── Relation, Other, Emitted: in both
+       ╰──── Relation, Other, Emitted: in both; the first of the run's own messages is the cause of its changes
 
 Anything else is a ProtocolError.
 """
@@ -26,6 +26,10 @@ from server.cdc.pgoutput import (
 )
 from server.cdc.position import Position
 from server.cdc.rows import Moment, Table, changed_row, table_of, time_of, truncated
+from server.events import cause
+from server.events.envelope import Cause
+from server.postgres.effects import CAUSE_PREFIX
+from server.postgres.seal import Sealer
 
 MAX_COLUMNS: Final = 500_000
 """Of all tables that are remembered, some 100 MB; tenants make as many as they like."""
@@ -53,8 +57,11 @@ class End(NamedTuple):
 
 
 class Changes:
-    def __init__(self, slot: str, last: Position | None, *, most_bytes: int) -> None:
-        """`last` is what is in the stream already; `most_bytes` bounds an event."""
+    def __init__(self, slot: str, last: Position | None, *, most_bytes: int, sealer: Sealer | None = None) -> None:
+        """`last` is what is in the stream already; `most_bytes` bounds an event; without `sealer` no cause is ours."""
+        self._sealer = sealer
+        self._told: bytes | None = None
+        self._cause: tuple[str, Cause | None] = ("", None)
         self._slot = slot
         self._last = last
         self._most_bytes = most_bytes
@@ -83,6 +90,7 @@ class Changes:
                 if self._begin is not None:
                     raise ProtocolError("a transaction begins within another")
                 self._begin, self._change, self.seen = message, 0, None
+                self._told, self._cause = None, ("", None)
                 self._time = time_of(message.commit_us)
             case Commit():
                 if self._begin is None or message.commit_lsn != self._begin.commit_lsn:
@@ -98,7 +106,10 @@ class Changes:
                 self._tables[message.oid] = table_of(message, bases)
             case Truncate():
                 return self._truncate(message)
-            case Emitted() | Other():
+            case Emitted():
+                if message.transactional and message.prefix == CAUSE_PREFIX and self._told is None:
+                    self._told = message.content
+            case Other():
                 pass
         return []
 
@@ -136,5 +147,15 @@ class Changes:
             raise ProtocolError(f"a change of the unknown table {relation}")
         self._change += 1
         position = Position(self._slot, self._begin.commit_lsn, self._change)
-        moment = None if position.reached(self._last) else Moment(position, self._time)
-        return self._tables[relation], moment
+        table = self._tables[relation]
+        if table is None or position.reached(self._last):
+            return table, None
+        return table, Moment(position, self._time, self._cause_in(table.relation.schema))
+
+    def _cause_in(self, schema: str) -> Cause | None:
+        """Of a change in the schema: a run is of one project, whose role it is sealed for."""
+        if self._told is None or self._sealer is None:
+            return None
+        if self._cause[0] != schema:
+            self._cause = (schema, cause.read(self._told, schema, self._sealer))
+        return self._cause[1]

@@ -129,7 +129,7 @@ class Relay:
             nonlocal changes
             await gaps.tell(admin, self._outlet, self._metrics)
             last = await self._outlet.last()
-            changes = Changes(name, last, most_bytes=self._outlet.most_bytes)
+            changes = Changes(name, last, most_bytes=self._outlet.most_bytes, sealer=self._tenants.sealer)
             log.info("cdc.streaming", "Changes of tables become events here", slot=name, after=str(last))
             self._attempt, self._told = 0, ""
             await pump.run(changes, lambda oids: slot.base_types(admin, oids))

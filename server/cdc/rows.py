@@ -20,7 +20,7 @@ import orjson
 
 from server.cdc.pgoutput import Delete, Insert, Missing, ProtocolError, Relation, Row, Update, Value
 from server.cdc.position import Position, lsn_text
-from server.events.envelope import OPERATIONS, Change, Event, encode
+from server.events.envelope import OPERATIONS, Cause, Change, Event, encode
 from server.events.json_text import MAX_VALUES, Json, JsonError, read
 from server.events.types import escape
 from server.postgres import wire
@@ -50,10 +50,11 @@ class Table:
 
 
 class Moment(NamedTuple):
-    """When and where its transaction was committed."""
+    """When and where its transaction was committed, and by which run if it was one that an event started."""
 
     position: Position
     time: datetime
+    cause: Cause | None = None
 
 
 Image = dict[str, object]
@@ -237,6 +238,7 @@ def _event(
         time=moment.time,
         source=SOURCE,
         data=data,
+        cause=moment.cause,
         change=Change(
             op=op,
             schema=relation.schema,

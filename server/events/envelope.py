@@ -116,7 +116,7 @@ def decode(body: bytes) -> Event:
         source=parse_text("source", text_of(found, "source")),
         data=found["data"],
         subject=parse_text("subject", text_of(found, "subject")) if _has(found, "subject") else None,
-        cause=_cause(found["cause"].value) if _has(found, "cause") else None,
+        cause=parse_cause(found["cause"].value) if _has(found, "cause") else None,
         trigger_id=parse_id("trigger_id", text_of(found, "trigger_id")) if of == "cron" else None,
         change=_change(found) if of == "cdc" and _has(found, "op") else None,
     )
@@ -170,7 +170,8 @@ def _members(body: bytes) -> dict[str, Json]:
     return found
 
 
-def _cause(value: Any) -> Cause:
+def parse_cause(value: Any) -> Cause:
+    """The member `cause`. InvalidArgument."""
     if not isinstance(value, dict):
         raise InvalidArgument("cause", "cause must be an object")
     depth, run_id, trigger_id = value.get("depth"), value.get("run_id"), value.get("trigger_id")

@@ -24,8 +24,10 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import UndefinedObject
 
 from server.log import Logger
-from server.postgres import publication
+from server.postgres import effects, publication
+from server.postgres.effects import Effects
 from server.postgres.hardening import LOCK_KEY, Hardening, harden
+from server.postgres.seal import Sealer
 from server.postgres.session import Address, Login
 
 log = Logger("tenants")
@@ -73,6 +75,7 @@ class Tenants:
             raise ValueError("the secret must have at least 32 bytes")
         self._admin_url = admin_url
         self._secret = secret
+        self.sealer = Sealer(secret)
         self._other_databases = other_databases
         given = {name: str(value) for name, value in conninfo_to_dict(admin_url).items() if value is not None}
         self._given = given
@@ -85,6 +88,9 @@ class Tenants:
         nothing when all is as it must be."""
         async with self.admin() as admin:
             found = await harden(admin, self._other_databases)
+            async with admin.transaction():
+                await admin.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK_KEY])
+                await effects.prepare(admin, self.sealer)
         try:
             await self.publish()
         except publication.NotPublishable as why:
@@ -185,6 +191,7 @@ class Tenants:
                 await admin.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(name))
                 await admin.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(name))
                 await admin.execute(sql.SQL("DROP ROLE {}").format(name))
+                await effects.forget(admin, schema_of(project_id))
 
     async def ping(self) -> None:
         """psycopg.Error unless the database answers."""
@@ -195,6 +202,10 @@ class Tenants:
         """For `Session.connect`: the project's role, with `settings` for the session."""
         role = schema_of(project_id)
         return Login(role=role, database=self.database, password=self._password(project_id), settings=settings)
+
+    def effects(self, project_id: str) -> Effects:
+        """What runs of the project leave beside its rows."""
+        return Effects(self.sealer, schema_of(project_id))
 
     def replication_login(self, settings: dict[str, str]) -> Login:
         """For `Session.connect`: the admin's own role, for streaming replication from the tenants database."""

@@ -127,6 +127,11 @@ def bind(values: Sequence[bytes | None]) -> bytes:
     return _message(b"B", b"".join([*parts, _I16.pack(0)]))
 
 
+def statement(sql: str, types: Sequence[int] = (), values: Sequence[bytes | None] = ()) -> bytes:
+    """Run one statement whose rows, if any, are not described."""
+    return parse(sql, types) + bind(values) + EXECUTE
+
+
 def columns(body: bytes) -> list[Column]:
     """RowDescription."""
     (count,) = _U16.unpack_from(body)

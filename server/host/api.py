@@ -33,6 +33,7 @@ import orjson
 
 from engines.contract import HostError, Limits
 from server.events import cause
+from server.events.envelope import Cause
 from server.host import arguments, parameters
 from server.host.database import Database
 from server.host.fetch import Fetcher
@@ -218,7 +219,7 @@ class InvocationHost:
         return orjson.dumps(await self._api.keyvalue.delete(self._project_id, key))
 
     async def _storage_put(self, args: bytes, span: Span) -> bytes:
-        return await self._objects.put(self._project_id, args)
+        return await self._objects.put(self._project_id, args, self._cause)
 
     async def _storage_get(self, args: bytes, span: Span) -> bytes:
         return await self._objects.get(self._project_id, args)
@@ -227,7 +228,11 @@ class InvocationHost:
         return await self._objects.list(self._project_id, args)
 
     async def _storage_delete(self, args: bytes, span: Span) -> bytes:
-        return await self._objects.delete(self._project_id, args)
+        return await self._objects.delete(self._project_id, args, self._cause)
+
+    @property
+    def _cause(self) -> Cause | None:
+        return None if self._origin is None else self._origin.cause
 
     @property
     def _objects(self) -> ObjectCalls:

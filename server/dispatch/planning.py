@@ -55,11 +55,7 @@ def choose(
         state: State
         if trigger.paused:
             state = "held"
-        elif (
-            each.order_key is not None
-            or trigger.concurrency is not None
-            or (waits(trigger.id) and not room.is_quick(trigger.id))
-        ):
+        elif each.order_key is not None or trigger.concurrency is not None or behind(trigger.id):
             state = "queued"
         elif trigger.id not in full and room.take(trigger.id):
             state = "running"

@@ -18,7 +18,7 @@ import orjson
 from server.errors import InvalidArgument
 from server.events.json_text import Json, JsonError, Scanner
 from server.events.types import family, parse_event_type
-from server.fields import parse_choice, parse_id, parse_name, shown
+from server.fields import parse_choice, parse_id, parse_name, shown, well_formed
 
 MAX_EVENT_BYTES: Final = 1_048_000
 """Of an encoded event; with its headers it fits into the 1 MiB that NATS takes unless told otherwise."""
@@ -116,7 +116,7 @@ def decode(body: bytes) -> Event:
         source=parse_text("source", text_of(found, "source")),
         data=found["data"],
         subject=parse_text("subject", text_of(found, "subject")) if _has(found, "subject") else None,
-        cause=_cause(found["cause"].value) if _has(found, "cause") else None,
+        cause=parse_cause(found["cause"].value) if _has(found, "cause") else None,
         trigger_id=parse_id("trigger_id", text_of(found, "trigger_id")) if of == "cron" else None,
         change=_change(found) if of == "cdc" and _has(found, "op") else None,
     )
@@ -170,7 +170,8 @@ def _members(body: bytes) -> dict[str, Json]:
     return found
 
 
-def _cause(value: Any) -> Cause:
+def parse_cause(value: Any) -> Cause:
+    """The member `cause`. InvalidArgument."""
     if not isinstance(value, dict):
         raise InvalidArgument("cause", "cause must be an object")
     depth, run_id, trigger_id = value.get("depth"), value.get("run_id"), value.get("trigger_id")
@@ -189,8 +190,8 @@ def _change(found: Mapping[str, Json]) -> Change:
         raise InvalidArgument("lsn", f"lsn is {shown(lsn)}; it must be a position such as 16/B374D848")
     return Change(
         op=parse_choice("op", text_of(found, "op"), OPERATIONS),
-        schema=parse_text("schema", text_of(found, "schema")),
-        table=parse_text("table", text_of(found, "table")),
+        schema=_identifier("schema", text_of(found, "schema")),
+        table=_identifier("table", text_of(found, "table")),
         old=found["old"] if _has(found, "old") else None,
         changed=_columns(found, "changed"),
         unavailable=_columns(found, "unavailable"),
@@ -210,7 +211,18 @@ def _columns(found: Mapping[str, Json], name: str) -> tuple[str, ...]:
     value = found[name].value if _has(found, name) else []
     if not isinstance(value, list) or len(value) > MAX_COLUMNS or not all(isinstance(item, str) for item in value):
         raise InvalidArgument(name, f"{name} must be a list of at most {MAX_COLUMNS} names of columns")
-    return tuple(parse_text(name, item) for item in value)
+    return tuple(_identifier(name, item) for item in value)
+
+
+def _identifier(field: str, value: str) -> str:
+    """Of a schema, table or column, which may be called anything: 1 to 255 characters that UTF-8 can hold."""
+    if not 1 <= len(value) <= MAX_TEXT_CHARS or value != well_formed(value):
+        raise InvalidArgument(
+            field,
+            f"{field} is {shown(value)}; it must be a name of 1 to {MAX_TEXT_CHARS} characters",
+            value=value[:100],
+        )
+    return value
 
 
 def _has(found: Mapping[str, Json], name: str) -> bool:

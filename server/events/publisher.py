@@ -79,6 +79,10 @@ class Publisher:
             self._waiting_bytes -= size
         return [Published(event.id, ack.sequence, ack.duplicate) for event, ack in zip(events, answers, strict=True)]
 
+    def require_size(self, event: Event) -> None:
+        """InvalidArgument when it is too large for the server."""
+        self._message(event)
+
     def _message(self, event: Event) -> Message:
         body = encode(event)
         allowed = min(MAX_EVENT_BYTES, self._bus.client.max_payload - HEADERS_BYTES)

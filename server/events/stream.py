@@ -126,6 +126,7 @@ def _config(settings: Settings) -> StreamConfig:
         max_bytes=settings.events_keep_mb * 1024**2,
         max_msg_size=MAX_MESSAGE_BYTES,
         duplicate_window=DUPLICATE_WINDOW_S,
+        allow_atomic=True,
     )
 
 
@@ -141,5 +142,5 @@ def _differing(found: StreamConfig, wanted: StreamConfig) -> list[str]:
 
 def _limited(found: StreamConfig, wanted: StreamConfig) -> StreamConfig:
     """The stream with our limits and, for the rest (replicas, placement), as its operator set it."""
-    names = ("description", "discard", "max_age", "max_bytes", "max_msg_size", "duplicate_window")
+    names = ("description", "discard", "max_age", "max_bytes", "max_msg_size", "duplicate_window", "allow_atomic")
     return dataclasses.replace(found, **{name: getattr(wanted, name) for name in names})

@@ -8,6 +8,14 @@
     kv.set      [key, value, {ttl_s}?]                         null
     kv.delete   [key]                                          whether there was one
 
+    tx.open     [number, {exactly_once}?]                      null, when the transaction is over
+    tx.begin    [number]                                       null once it is open; {value} when it was done before
+    tx.query    [number, sql, params?]                         rows
+    tx.commit   [number, value?]                               null
+    tx.rollback [number]                                       null
+
+    events.publish  [type, data, {id, subject, transactional}?, number?]     {id, duplicate}
+
     storage.put     [bucket, path, body_base64, {content_type, metadata, overwrite}?]     the object
     storage.get     [bucket, path, {offset, length}?]          the object with body_base64, or null
     storage.list    [bucket, {prefix, limit, cursor}?]         {objects, cursor}
@@ -24,17 +32,26 @@ from typing import Final
 import orjson
 
 from engines.contract import HostError, Limits
-from server.host import arguments
-from server.host.database import MAX_SQL_BYTES, Database
+from server.events import cause
+from server.events.envelope import Cause
+from server.host import arguments, parameters
+from server.host.database import Database
 from server.host.fetch import Fetcher
 from server.host.keyvalue import KeyValue
 from server.host.objects import ObjectCalls
+from server.host.origin import Origin
+from server.host.publishing import Counted, Publishing
+from server.host.statement import MAX_SQL_BYTES
+from server.host.transaction import Transaction, Transactions
 from server.storage.storage import Storage
 from server.telemetry.metrics import Metrics
 from server.telemetry.tracing import UNTRACED, Span
 
-CALLS_AT_ONCE: Final = {"db": 4, "fetch": 6, "kv": 16, "storage": 4}
+CALLS_AT_ONCE: Final = {"db": 4, "fetch": 6, "kv": 16, "tx": 64, "events": 8, "storage": 4}
 """Of one invocation and kind; more wait for their turn."""
+
+MAX_NAME_CHARS: Final = 100
+"""Of a name given as exactlyOnce."""
 
 
 class HostApi:
@@ -47,6 +64,7 @@ class HostApi:
         fetcher: Fetcher,
         metrics: Metrics | None = None,
         *,
+        publishing: Publishing | None = None,
         storage: Storage | None = None,
     ) -> None:
         """Without `storage` its operations do not exist."""
@@ -54,18 +72,25 @@ class HostApi:
         self.keyvalue = keyvalue
         self.fetcher = fetcher
         self.metrics = metrics or Metrics()
+        self.publishing = publishing
         self.objects = None if storage is None else ObjectCalls(storage)
 
-    def for_invocation(self, project_id: str, limits: Limits, span: Span = UNTRACED) -> "InvocationHost":
-        """`span` is the run's; its calls become steps of it."""
-        return InvocationHost(self, project_id, limits, span)
+    def for_invocation(
+        self, project_id: str, limits: Limits, span: Span = UNTRACED, origin: Origin | None = None
+    ) -> "InvocationHost":
+        """`span` is the run's; its calls become steps of it. `origin`: None for one that nobody asked for."""
+        return InvocationHost(self, project_id, limits, span, origin)
 
 
 class InvocationHost:
     """`engines.contract.Host`: one project's capabilities, for as long as one invocation may run."""
 
-    def __init__(self, api: HostApi, project_id: str, limits: Limits, span: Span) -> None:
+    def __init__(self, api: HostApi, project_id: str, limits: Limits, span: Span, origin: Origin | None) -> None:
         self._api = api
+        self._origin = origin
+        self._effects = api.database.effects(project_id)
+        self._transactions = Transactions()
+        self._events = Counted(project_id, origin)
         self._span = span
         self._project_id = project_id
         self._limits = limits
@@ -101,15 +126,77 @@ class InvocationHost:
     async def _query(self, args: bytes, span: Span) -> bytes:
         name = "atlas.db.query"
         sql, params = arguments.read(name, args, least=1, most=2)
-        text = arguments.string(name, "sql", sql)
-        if "\0" in text:
-            raise arguments.invalid(name, "sql contains the character U+0000")
-        if not text.strip():
-            raise arguments.invalid(name, "sql is empty")
-        if len(text.encode()) > MAX_SQL_BYTES:
-            raise arguments.invalid(name, f"sql is longer than {MAX_SQL_BYTES} bytes; pass data as params")
-        values = [] if params is None else arguments.array(name, "params", params)
-        return await self._api.database.query(self._project_id, text, values, timeout_ms=self._left_ms())
+        text, values = _statement(name, sql, params)
+        return await self._api.database.query(
+            self._project_id, text, values, timeout_ms=self._left_ms(), before=self._before()
+        )
+
+    async def _tx_open(self, args: bytes, span: Span) -> bytes:
+        name = "atlas.db.transaction"
+        number, options = arguments.read(name, args, least=1, most=2)
+        once = arguments.options(name, "options", options, frozenset(("exactly_once",))).get("exactly_once")
+        if once is not None and not (isinstance(once, str) and len(once) <= MAX_NAME_CHARS and once.isprintable()):
+            raise arguments.invalid(name, f"exactlyOnce must be true, or a name of at most {MAX_NAME_CHARS} characters")
+        mark = self._origin.mark(once) if once is not None and self._origin else None
+        transaction = Transaction(self._effects, self._before(), mark)
+        self._transactions.add(arguments.whole(name, "number", number), transaction)
+        await transaction.hold(self._api.database, self._project_id, timeout_ms=self._left_ms())
+        return b"null"
+
+    async def _tx_begin(self, args: bytes, span: Span) -> bytes:
+        (number,) = arguments.read("atlas.db.transaction", args, least=1, most=1)
+        return await self._transaction(number).begun()
+
+    async def _tx_query(self, args: bytes, span: Span) -> bytes:
+        name = "tx.query"
+        number, sql, params = arguments.read(name, args, least=2, most=3)
+        text, values = _statement(name, sql, params)
+        parameters.check(values)
+        return await self._transaction(number).query(text, values)
+
+    async def _tx_commit(self, args: bytes, span: Span) -> bytes:
+        name = "atlas.db.transaction"
+        number, told = arguments.read(name, args, least=1, most=2)
+        transaction = self._transaction(number)
+        await transaction.commit(arguments.json_text(name, "what the callback answers", told).decode())
+        if transaction.published and self._api.publishing is not None:
+            await self._api.publishing.wake()
+        return b"null"
+
+    async def _tx_rollback(self, args: bytes, span: Span) -> bytes:
+        (number,) = arguments.read("atlas.db.transaction", args, least=1, most=1)
+        await self._transaction(number).rollback()
+        return b"null"
+
+    async def _publish(self, args: bytes, span: Span) -> bytes:
+        name = "atlas.events.publish"
+        event_type, data, given, number = arguments.read(name, args, least=2, most=4)
+        options = arguments.options(name, "options", given, frozenset(("id", "subject", "transactional")))
+        event = self._events.event(
+            name,
+            arguments.string(name, "type", event_type),
+            arguments.json_text(name, "data", data),
+            arguments.string(name, "id", options.get("id") or ""),
+            arguments.string(name, "subject", options.get("subject") or ""),
+        )
+        publishing = self._api.publishing
+        if publishing is None:
+            raise HostError("unavailable", f"{name}: this server has no event bus")
+        if number is None and not options.get("transactional"):
+            return await publishing.publish(name, event)
+        transaction = self._transactions.open if number is None else self._transaction(number)
+        if transaction is None:
+            raise HostError("no_transaction", f"{name}: transactional needs an atlas.db.transaction that is open")
+        await transaction.publish(publishing.encoded(name, event))
+        return orjson.dumps({"id": event.id, "duplicate": False})
+
+    def _transaction(self, number: object) -> Transaction:
+        return self._transactions.get(arguments.whole("atlas.db.transaction", "number", number))
+
+    def _before(self) -> list[bytes]:
+        """What goes ahead of statements that may change rows: the cause, in runs that an event started."""
+        origin = self._origin
+        return [] if origin is None or origin.event_id is None else [self._effects.cause(cause.told(origin.cause))]
 
     async def _fetch(self, args: bytes, span: Span) -> bytes:
         url, options = arguments.read("atlas.fetch", args, least=1, most=2)
@@ -132,7 +219,7 @@ class InvocationHost:
         return orjson.dumps(await self._api.keyvalue.delete(self._project_id, key))
 
     async def _storage_put(self, args: bytes, span: Span) -> bytes:
-        return await self._objects.put(self._project_id, args)
+        return await self._objects.put(self._project_id, args, self._cause)
 
     async def _storage_get(self, args: bytes, span: Span) -> bytes:
         return await self._objects.get(self._project_id, args)
@@ -141,7 +228,11 @@ class InvocationHost:
         return await self._objects.list(self._project_id, args)
 
     async def _storage_delete(self, args: bytes, span: Span) -> bytes:
-        return await self._objects.delete(self._project_id, args)
+        return await self._objects.delete(self._project_id, args, self._cause)
+
+    @property
+    def _cause(self) -> Cause | None:
+        return None if self._origin is None else self._origin.cause
 
     @property
     def _objects(self) -> ObjectCalls:
@@ -160,10 +251,27 @@ class InvocationHost:
         return max(1, int((self._ends - time.monotonic()) * 1000))
 
 
+def _statement(name: str, sql: object, params: object) -> tuple[str, list[object]]:
+    text = arguments.string(name, "sql", sql)
+    if "\0" in text:
+        raise arguments.invalid(name, "sql contains the character U+0000")
+    if not text.strip():
+        raise arguments.invalid(name, "sql is empty")
+    if len(text.encode()) > MAX_SQL_BYTES:
+        raise arguments.invalid(name, f"sql is longer than {MAX_SQL_BYTES} bytes; pass data as params")
+    return text, [] if params is None else arguments.array(name, "params", params)
+
+
 Handler = Callable[[InvocationHost, bytes, Span], Awaitable[bytes]]
 
 OPERATIONS: Final[dict[str, Handler]] = {
     "db.query": InvocationHost._query,
+    "tx.open": InvocationHost._tx_open,
+    "tx.begin": InvocationHost._tx_begin,
+    "tx.query": InvocationHost._tx_query,
+    "tx.commit": InvocationHost._tx_commit,
+    "tx.rollback": InvocationHost._tx_rollback,
+    "events.publish": InvocationHost._publish,
     "fetch": InvocationHost._fetch,
     "kv.get": InvocationHost._kv_get,
     "kv.set": InvocationHost._kv_set,

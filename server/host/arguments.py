@@ -50,10 +50,24 @@ def number(name: str, field: str, value: object) -> float:
     return value
 
 
+def whole(name: str, field: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise invalid(name, f"{field} must be a whole number, got {kind(value)}")
+    return value
+
+
 def array(name: str, field: str, value: object) -> list[object]:
     if not isinstance(value, list):
         raise invalid(name, f"{field} must be an array, got {kind(value)}")
     return value
+
+
+def json_text(name: str, field: str, value: object) -> bytes:
+    """The value as JSON again."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        raise invalid(name, f"{field} is nested too deep") from None
 
 
 def invalid(name: str, message: str) -> HostError:

@@ -35,6 +35,7 @@ from server.functions.catalog import Catalog, Resolved
 from server.functions.compiling import not_ready
 from server.functions.outcomes import error_of
 from server.functions.records import Function
+from server.host.origin import Origin, origin_of
 from server.invocations.concurrency import NoSlot, Slots
 from server.invocations.observation import Observer
 from server.runs.record import Run, RunError, cancelled, finished
@@ -95,7 +96,7 @@ class Finished:
 class Hosts(Protocol):
     """Makes the capabilities of one invocation: `server.host.api.HostApi`."""
 
-    def for_invocation(self, project_id: str, limits: Limits, span: Span) -> Host: ...
+    def for_invocation(self, project_id: str, limits: Limits, span: Span, origin: Origin) -> Host: ...
 
 
 class Invoker:
@@ -185,7 +186,8 @@ class Invoker:
                 metadata={"runtime": function.runtime},
             )
         limits = resolved.limits_for(self._limits[call.tier])
-        host = self._hosts.for_invocation(call.project_id, limits, span)
+        origin = origin_of(call.run_id, call.event)
+        host = self._hosts.for_invocation(call.project_id, limits, span, origin)
         invocation = _invocation(call, resolved.env_json)
         at_most = function.settings.concurrency
         try:

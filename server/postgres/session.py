@@ -5,6 +5,8 @@
                  │                    └─ abandon ─▶ closed            no Sync was sent, so the server rolls back
                  └─ SqlError: rolled back and reset, idle again
 
+    begin ─▶ execute … execute ── commit, rollback or SqlError ─▶ idle    a block: several statements in a transaction
+
 `commit` sends Sync and DISCARD ALL in one write, so whatever a statement did to its session is gone before the next.
 Statements go through the extended protocol only: the server itself refuses two in one string.
 """
@@ -24,10 +26,19 @@ CANCEL_TIMEOUT_S: Final = 2.0
 READ_BYTES: Final = 8 * 1024
 MAX_HANDSHAKE_BYTES: Final = 64 * 1024
 
-_RESET: Final = wire.SYNC + wire.parse("DISCARD ALL", ()) + wire.bind(()) + wire.EXECUTE + wire.SYNC
+_RESET: Final = wire.SYNC + wire.statement("DISCARD ALL") + wire.SYNC
+_BEGIN: Final = wire.statement("BEGIN")
+_COMMIT: Final = wire.statement("COMMIT")
+_ROLLBACK: Final = wire.statement("ROLLBACK")
+_GUARD: Final = wire.statement("SAVEPOINT guard")
+_UNGUARD: Final = (wire.statement("ROLLBACK TO guard"), wire.statement("RELEASE guard"))
+"""Around an analysis that may fail within a block. Whoever executes what a tenant wrote refuses SAVEPOINT in it."""
 
-_LAST: Final = frozenset((b"C", b"I", b"E", b"G", b"H", b"W"))
-"""Message types that end a statement's answer: done, empty, refused, or waiting for COPY."""
+_DONE: Final = frozenset((b"C", b"I"))
+"""Message types that end one statement's answer: done, empty."""
+
+_STOPPED: Final = frozenset((b"E", b"G", b"H", b"W"))
+"""Message types that end the answers: refused, or waiting for COPY."""
 
 OnColumns = Callable[[list[wire.Column]], None]
 OnRow = Callable[[list[bytes | None]], None]
@@ -102,7 +113,9 @@ class Session:
         self._inbox = wire.Inbox(MAX_HANDSHAKE_BYTES)
         self._pending: list[wire.Message] = []
         self._cancel_key: tuple[int, int] | None = None
-        self._running = False  # the server works on a statement that has not been answered
+        self._running = 0  # statements the server works on, which have not been answered
+        self._block = False
+        self._queued: list[bytes] = []  # statements that go before the next one
 
     @property
     def alive(self) -> bool:
@@ -125,9 +138,20 @@ class Session:
         session._inbox = wire.Inbox(max_message_bytes)
         return session
 
+    def begin(self, *statements: bytes) -> None:
+        """Open a transaction block: the next `execute` or `describe` sends BEGIN and `statements` (`wire.statement`)
+        ahead of its own, in one round trip, and drops their answers."""
+        self._block = True
+        self._queued = [_BEGIN, *statements]
+
     async def describe(self, sql: str, types: Sequence[int]) -> list[int]:
-        """The parameters' types as the server infers them where `types` has 0. Nothing is run. SqlError."""
-        self._writer.write(wire.parse(sql, types) + wire.DESCRIBE_STATEMENT + wire.SYNC)
+        """The parameters' types as the server infers them where `types` has 0. Nothing is run. SqlError; a block goes
+        on after it."""
+        analysis = wire.parse(sql, types) + wire.DESCRIBE_STATEMENT + wire.SYNC
+        if self._block:
+            analysis = b"".join((*self._queued, _GUARD, analysis))
+            self._queued = [*_UNGUARD]
+        self._writer.write(analysis)
         inferred: list[int] = []
         refused: SqlError | None = None
         while (message := await self._next()).type != b"Z":
@@ -144,16 +168,18 @@ class Session:
     ) -> str:
         """Run one statement and return its command tag, e.g. "INSERT 0 1"; `commit` or `abandon` must follow.
 
-        SqlError leaves the session idle. After any other exception, `on_row`'s included, `abandon` it.
+        SqlError leaves the session idle, a block rolled back. After any other exception, `on_row`'s included, `abandon`
+        it.
         """
-        self._writer.write(
-            wire.parse(sql, types) + wire.bind(values) + wire.DESCRIBE_PORTAL + wire.EXECUTE + wire.FLUSH
-        )
-        self._running = True
+        before, self._queued = self._queued, []
+        own = wire.parse(sql, types) + wire.bind(values) + wire.DESCRIBE_PORTAL + wire.EXECUTE + wire.FLUSH
+        self._writer.write(b"".join((*before, own)))
+        self._running = len(before) + 1
         await self._drain()
         while True:
-            message = await self._next()
-            self._running = message.type not in _LAST
+            message = await self._answer()
+            if self._running > 1 or (self._running and message.type in _DONE):
+                continue  # of what went before
             match message.type:
                 case b"D":
                     on_row(wire.row(message.body))
@@ -164,16 +190,37 @@ class Session:
                 case b"I":  # an empty string
                     return ""
                 case b"E":
-                    await self._reset()
+                    await (self._reset(wire.SYNC, _ROLLBACK) if self._block else self._reset())
                     raise SqlError(wire.fields(message.body))
                 case b"G" | b"H" | b"W":
                     raise CopyRefused
 
+    async def copy_both(self, command: str) -> tuple[Reader, asyncio.StreamWriter]:
+        """Start a replication command on a session of `replication=database`; the connection is its caller's from then
+        on, who closes the session. SqlError when the server refuses it; ConnectionLost."""
+        self._writer.write(wire.query(command))
+        try:
+            while True:  # not a byte more than the answer
+                kind, length = wire.header(await self._reader.readexactly(wire.HEADER_BYTES))
+                if length > MAX_HANDSHAKE_BYTES:
+                    raise wire.WireError(f"a message {kind!r} of {length} bytes")
+                body = await self._reader.readexactly(length - 4)
+                if kind == b"W":
+                    return self._reader, self._writer
+                if kind == b"E":
+                    raise SqlError(wire.fields(body))
+        except (OSError, asyncio.IncompleteReadError, wire.WireError) as why:
+            raise ConnectionLost(f"the connection ended: {why}") from why
+
     async def commit(self) -> None:
         """Commit and leave a clean session. SqlError when a deferred constraint refuses: rolled back, and idle."""
-        refused = await self._reset()
+        refused = await (self._reset(_COMMIT) if self._block else self._reset())
         if refused:
             raise refused
+
+    async def rollback(self) -> None:
+        """Undo the block and leave a clean session."""
+        await self._reset(_ROLLBACK)
 
     async def abandon(self) -> None:
         """Stop the running statement on the server, roll it back and close. Never raises, takes at most 4 s."""
@@ -182,8 +229,8 @@ class Session:
                 async with asyncio.timeout(CANCEL_TIMEOUT_S):
                     await self._cancel()
                 async with asyncio.timeout(CANCEL_TIMEOUT_S):
-                    while (await self._next()).type not in _LAST:
-                        pass
+                    while self._running:
+                        await self._answer()
         self._writer.transport.abort()
 
     def close(self) -> None:
@@ -233,10 +280,14 @@ class Session:
                         f"authentication method {other}; only peer, trust and SCRAM-SHA-256 are spoken"
                     )
 
-    async def _reset(self) -> SqlError | None:
-        self._writer.write(_RESET)
+    async def _reset(self, *ending: bytes) -> SqlError | None:
+        """`ending`: what ends the block, which is not sent when the block was never opened."""
+        if self._queued and self._queued[0] is _BEGIN:
+            ending = ()
+        self._block, self._queued = False, []
+        self._writer.write(b"".join((*ending, _RESET)))
         refused: SqlError | None = None
-        for part in ("statement", "reset"):
+        for part in (*("statement" for each in ending if each is wire.SYNC), "statement", "reset"):
             while (message := await self._next()).type != b"Z":
                 if message.type != b"E":
                     continue
@@ -254,6 +305,15 @@ class Session:
             await reader.read()  # the server closes once it has passed the signal on
         finally:
             writer.close()
+
+    async def _answer(self) -> wire.Message:
+        """The next message while statements are to be answered; counts those that are."""
+        message = await self._next()
+        if message.type in _DONE:
+            self._running -= 1
+        elif message.type in _STOPPED:
+            self._running = 0
+        return message
 
     async def _next(self) -> wire.Message:
         while not self._pending:

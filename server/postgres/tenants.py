@@ -8,6 +8,7 @@ which beat the role's, and a password that no longer works is set again (`repair
 of the server and stored nowhere; over a unix socket with peer authentication they are not even used.
 """
 
+import getpass
 import hashlib
 import hmac
 import re
@@ -16,13 +17,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 from urllib.parse import quote, urlencode
+from uuid import UUID
 
 from psycopg import AsyncConnection, sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import UndefinedObject
 
 from server.log import Logger
+from server.postgres import effects, publication
+from server.postgres.effects import Effects
 from server.postgres.hardening import LOCK_KEY, Hardening, harden
+from server.postgres.seal import Sealer
 from server.postgres.session import Address, Login
 
 log = Logger("tenants")
@@ -54,6 +59,11 @@ def schema_of(project_id: str) -> str:
     return "proj_" + project_id.replace("-", "")
 
 
+def project_of(schema: str) -> str | None:
+    """The id of the project whose schema it is, as 36 characters; None for any other schema."""
+    return str(UUID(schema[5:])) if re.fullmatch(publication.SCHEMA_PATTERN, schema) else None
+
+
 class Tenants:
     """`admin_url`: a superuser's URL of the tenants database (an owner with CREATEROLE works, less is closed then).
 
@@ -65,6 +75,7 @@ class Tenants:
             raise ValueError("the secret must have at least 32 bytes")
         self._admin_url = admin_url
         self._secret = secret
+        self.sealer = Sealer(secret)
         self._other_databases = other_databases
         given = {name: str(value) for name, value in conninfo_to_dict(admin_url).items() if value is not None}
         self._given = given
@@ -73,9 +84,17 @@ class Tenants:
         self.address = _address(host.split(",")[0], given)
 
     async def start(self) -> Hardening:
-        """Harden the database. Safe by many processes at a time; changes nothing when all is closed."""
-        async with self._admin() as admin:
+        """Harden the database and publish it for change data capture. Safe by many processes at a time; changes
+        nothing when all is as it must be."""
+        async with self.admin() as admin:
             found = await harden(admin, self._other_databases)
+            async with admin.transaction():
+                await admin.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK_KEY])
+                await effects.prepare(admin, self.sealer)
+        try:
+            await self.publish()
+        except publication.NotPublishable as why:
+            log.warning("tenants.unpublished", f"There are no events of tables: {why}")
         if found.readable_relations or found.callable_functions or found.open_databases:
             log.warning(
                 "tenants.gaps",
@@ -87,10 +106,23 @@ class Tenants:
             )
         return found
 
+    async def publish(self) -> None:
+        """Every project's schema is published, those that were there before us included; what a transaction of a
+        tenant holds up is left for the next call. `publication.NotPublishable`."""
+        async with self.admin() as admin:
+            await publication.require(admin)
+            async with admin.transaction():
+                await admin.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK_KEY])
+                await publication.prepare(admin)
+            for schema in await publication.unpublished(admin):
+                async with admin.transaction():
+                    await admin.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK_KEY])
+                    await publication.publish(admin, schema)
+
     async def provision(self, project_id: str) -> None:
         """Role, schema, privileges and password as they must be, whatever was there before. Idempotent."""
         name = sql.Identifier(schema_of(project_id))
-        async with self._admin() as admin, admin.transaction():
+        async with self.admin() as admin, admin.transaction():
             await admin.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK_KEY])
             there = await admin.execute("SELECT FROM pg_roles WHERE rolname = %s", [schema_of(project_id)])
             verb = "ALTER" if there.rowcount else "CREATE"
@@ -126,10 +158,16 @@ class Tenants:
                 *(HIDING if superuser else ()),
             ):
                 await admin.execute(sql.SQL(grant).format(name=name, database=sql.Identifier(self.database)))
+            try:
+                await publication.require(admin)
+            except publication.NotPublishable:
+                return
+            await publication.prepare(admin)
+            await publication.publish(admin, schema_of(project_id))
 
     async def repair(self, project_id: str) -> None:
         """After a refused login: the role's password and rights again. Does nothing for a project that was dropped."""
-        async with self._admin() as admin:
+        async with self.admin() as admin:
             there = await admin.execute("SELECT FROM pg_namespace WHERE nspname = %s", [schema_of(project_id)])
         if there.rowcount:
             await self.provision(project_id)
@@ -137,7 +175,7 @@ class Tenants:
     async def drop(self, project_id: str) -> None:
         """End the project's sessions and delete its schema, everything it owns, and its role. Idempotent."""
         name = sql.Identifier(schema_of(project_id))
-        async with self._admin() as admin:
+        async with self.admin() as admin:
             try:
                 await admin.execute(sql.SQL("ALTER ROLE {} NOLOGIN").format(name))
             except UndefinedObject:
@@ -153,16 +191,29 @@ class Tenants:
                 await admin.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(name))
                 await admin.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(name))
                 await admin.execute(sql.SQL("DROP ROLE {}").format(name))
+                await effects.forget(admin, schema_of(project_id))
 
     async def ping(self) -> None:
         """psycopg.Error unless the database answers."""
-        async with self._admin() as admin:
+        async with self.admin() as admin:
             await admin.execute("SELECT 1")
 
     def login(self, project_id: str, settings: dict[str, str]) -> Login:
         """For `Session.connect`: the project's role, with `settings` for the session."""
         role = schema_of(project_id)
         return Login(role=role, database=self.database, password=self._password(project_id), settings=settings)
+
+    def effects(self, project_id: str) -> Effects:
+        """What runs of the project leave beside its rows."""
+        return Effects(self.sealer, schema_of(project_id))
+
+    def replication_login(self, settings: dict[str, str]) -> Login:
+        """For `Session.connect`: the admin's own role, for streaming replication from the tenants database."""
+        role = self._given.get("user") or getpass.getuser()
+        password = self._given.get("password", "")
+        return Login(
+            role=role, database=self.database, password=password, settings={"replication": "database", **settings}
+        )
 
     def psql_url(self, project_id: str) -> str:
         """For people, the project's own role. Tables need no prefix: search_path begins with "$user"."""
@@ -178,8 +229,9 @@ class Tenants:
         return f"postgresql://{role}:{password}@{host}:{self.address.port}/{quote(self.database)}{query}"
 
     @asynccontextmanager
-    async def _admin(self) -> AsyncIterator[AsyncConnection]:
-        """Roles change rarely: a connection for each change, none kept."""
+    async def admin(self) -> AsyncIterator[AsyncConnection]:
+        """A connection of the admin's role, closed at the end. psycopg.Error."""
+        # roles change rarely: a connection for each change, none kept
         connection = await AsyncConnection.connect(
             self._admin_url, autocommit=True, connect_timeout=5, application_name="atlas-tenants"
         )

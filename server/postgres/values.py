@@ -25,6 +25,16 @@ from server.postgres.wire import Column
 
 Loader = Callable[[bytes], object]
 
+FORMATS: Final = {
+    "client_encoding": "UTF8",
+    "DateStyle": "ISO, MDY",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+}
+"""Settings of a session under which Postgres writes values as the loaders expect them."""
+
 MAX_SAFE: Final = 2**53 - 1
 SAFE_DIGITS: Final = 15  # of a decimal number always survive a float64
 

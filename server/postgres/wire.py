@@ -25,6 +25,8 @@ DESCRIBE_STATEMENT: Final = b"D" + struct.pack(">i", 6) + b"S\0"
 
 MAX_PARAMETERS: Final = 65_535
 
+HEADER_BYTES: Final = 5
+
 _HEADER = struct.Struct(">ci")
 _I16 = struct.Struct(">h")
 _U16 = struct.Struct(">H")
@@ -63,10 +65,8 @@ class Inbox:
         messages: list[Message] = []
         at = 0
         try:
-            while len(self._buffer) - at >= 5:
-                kind, length = _HEADER.unpack_from(self._buffer, at)
-                if length < 4:
-                    raise WireError(f"a message of length {length}")
+            while len(self._buffer) - at >= HEADER_BYTES:
+                kind, length = header(self._buffer, at)
                 if length > self._max_bytes:
                     raise MessageTooLarge(f"a message of {length} bytes, allowed {self._max_bytes}")
                 if len(self._buffer) - at < 1 + length:
@@ -97,6 +97,23 @@ def sasl_initial(mechanism: str, response: bytes) -> bytes:
     return password(_text(mechanism) + _I32.pack(len(response)) + response)
 
 
+def query(sql: str) -> bytes:
+    """Query, of the simple protocol: for commands of a walsender, which have no other."""
+    return _message(b"Q", _text(sql))
+
+
+def copy_data(body: bytes) -> bytes:
+    return _message(b"d", body)
+
+
+def header(data: bytes | bytearray, at: int = 0) -> tuple[bytes, int]:
+    """Type and length, itself included, of the message that begins with the HEADER_BYTES there. WireError."""
+    kind, length = _HEADER.unpack_from(data, at)
+    if length < 4:
+        raise WireError(f"a message of length {length}")
+    return kind, length
+
+
 def parse(sql: str, types: Sequence[int]) -> bytes:
     """Parse into the unnamed statement. `types` are the parameters' OIDs, 0 to let the server infer one."""
     return _message(b"P", b"\0" + _text(sql) + _U16.pack(len(types)) + struct.pack(f">{len(types)}I", *types))
@@ -108,6 +125,11 @@ def bind(values: Sequence[bytes | None]) -> bytes:
     for value in values:
         parts += (b"\xff\xff\xff\xff",) if value is None else (_I32.pack(len(value)), value)
     return _message(b"B", b"".join([*parts, _I16.pack(0)]))
+
+
+def statement(sql: str, types: Sequence[int] = (), values: Sequence[bytes | None] = ()) -> bytes:
+    """Run one statement whose rows, if any, are not described."""
+    return parse(sql, types) + bind(values) + EXECUTE
 
 
 def columns(body: bytes) -> list[Column]:

@@ -30,7 +30,7 @@ SERVER_OPTIONS: Final = {
     "max_connections": "200",
     "max_replication_slots": "20",
     "max_wal_senders": "20",
-    "max_slot_wal_keep_size": "1GB",
+    "max_slot_wal_keep_size": "2GB",
     "log_min_messages": "warning",
     "timezone": "UTC",
 }

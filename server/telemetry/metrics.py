@@ -119,6 +119,24 @@ WORKFLOW_STEP_S: Final = Family(
     "atlas_workflow_step_duration_seconds", "histogram", ("type",), "How long attempts at steps took", RUN_S
 )
 WORKFLOW_RUNNING: Final = Family("atlas_workflow_steps_running", "gauge", (), "Steps of workflows that run now")
+CDC_CHANGES: Final = Family(
+    "atlas_cdc_changes_total", "counter", ("op",), "Changes of tables that became events, by operation; gap: cdc.gap"
+)
+CDC_GAPS: Final = Family(
+    "atlas_cdc_gaps_total", "counter", (), "Times that changes were lost to events, and the projects told so"
+)
+CDC_SLOT: Final = Family(
+    "atlas_cdc_slot",
+    "gauge",
+    ("state",),
+    "1 for the state of the replication slot that a relay reads; all 0: none does",
+)
+CDC_LAG_BYTES: Final = Family(
+    "atlas_cdc_lag_bytes", "gauge", (), "Write-ahead log written and not yet confirmed by the relay"
+)
+CDC_WAL_HELD_BYTES: Final = Family(
+    "atlas_cdc_wal_held_bytes", "gauge", (), "Write-ahead log that Postgres keeps for the relay"
+)
 
 FAMILIES: Final[Mapping[str, Family]] = {
     family.name: family
@@ -128,6 +146,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
         *(EVENTS, DELIVERIES, DELIVERY_LAG_S, DELIVERIES_RUNNING, DELIVERIES_QUEUED, EVENT_LOOPS),
         *(CRON_TICKS, CRON_LATENESS_S),
         *(WORKFLOW_RUNS, WORKFLOW_STEPS, WORKFLOW_STEP_S, WORKFLOW_RUNNING),
+        *(CDC_CHANGES, CDC_GAPS, CDC_SLOT, CDC_LAG_BYTES, CDC_WAL_HELD_BYTES),
     )
 }
 
@@ -219,3 +238,8 @@ class Metrics:
         self.workflow_steps = Series(found, WORKFLOW_STEPS, Number)
         self.workflow_step_s = Series(found, WORKFLOW_STEP_S, Histogram)
         self.workflow_running = Series(found, WORKFLOW_RUNNING, Number)
+        self.cdc_changes = Series(found, CDC_CHANGES, Number)
+        self.cdc_gaps = Series(found, CDC_GAPS, Number)
+        self.cdc_slot = Series(found, CDC_SLOT, Number)
+        self.cdc_lag_bytes = Series(found, CDC_LAG_BYTES, Number)
+        self.cdc_wal_held_bytes = Series(found, CDC_WAL_HELD_BYTES, Number)

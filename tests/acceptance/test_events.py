@@ -1,13 +1,11 @@
 """Publishing as clients meet it, over REST and gRPC through Envoy; what arrives is read from the stream itself."""
 
-import re
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 import httpx
-import nats
 import orjson
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -20,7 +18,6 @@ from atlas.events.v1.events_service_pb2_grpc import EventServiceStub
 from server.events import stream
 from server.events.envelope import Event
 from tests.fix_clients import Rest
-from tests.fix_up import Stack
 
 
 class Events:
@@ -40,16 +37,6 @@ class Events:
 @pytest.fixture
 def events(rest: Rest) -> Events:
     return Events(rest)
-
-
-@pytest.fixture
-async def jetstream(running_stack: Stack) -> AsyncIterator[JetStreamContext]:
-    """Of the stack's own NATS."""
-    config = (running_stack.run / "nats.conf").read_text()
-    address, token = re.findall(r'listen: "(.+?)"|token: "(.+?)"', config)
-    client = await nats.connect(f"nats://{token[1]}@{address[0]}")
-    yield client.jetstream()
-    await client.close()
 
 
 def error(answer: httpx.Response) -> tuple[int, str, str]:

@@ -11,7 +11,7 @@ import uvloop
 
 from tests.bench.rows import Row, table
 
-ALL = ("sandbox", "engines", "wire", "records", "startup", "matching", "dispatch", "cron")
+ALL = ("sandbox", "engines", "wire", "records", "startup", "matching", "dispatch", "cron", "cdc")
 
 
 def main(names: list[str]) -> int:

@@ -31,6 +31,16 @@ CALLS = [
         "db.query",
         ["", ["1970-01-01T00:00:00.000Z", None, "10", {"$bytes": "Af8="}, ["1"], {"a": 1}]],
     ),
+    (
+        "atlas.events.publish('order.paid', {a: [1]}, {id: 'x', subject: 's'})",
+        "events.publish",
+        ["order.paid", {"a": [1]}, {"id": "x", "subject": "s", "transactional": False}, None],
+    ),
+    (
+        "atlas.events.publish('a', undefined, {transactional: true})",
+        "events.publish",
+        ["a", None, {"id": None, "subject": None, "transactional": True}, None],
+    ),
     ("atlas.kv.get('k')", "kv.get", ["k"]),
     ("atlas.kv.delete('k')", "kv.delete", ["k"]),
     ("atlas.kv.set('k', {a: [1]})", "kv.set", ["k", {"a": [1]}, {"ttl_s": None}]),
@@ -157,6 +167,139 @@ async def test_a_timer_left_behind_ends_with_its_run(hosted: Site) -> None:
     )
     assert (await deployed(False)).value == b"0"
     assert (await deployed(True)).value == b"0"
+
+
+class Ledger:
+    """A host with transactions, and what was asked of it."""
+
+    def __init__(self, answers: dict[str, Any] | None = None) -> None:
+        self.seen: list[Any] = []
+        self.over = asyncio.Event()
+        self.answers = answers or {}
+
+    async def __call__(self, op: str, args: list[Any]) -> Any:
+        self.seen.append([op, *args[1:]] if op.startswith("tx.") else [op, *args])
+        answer = self.answers.get(op)
+        if isinstance(answer, HostError):
+            raise answer
+        if op == "tx.open":
+            await self.over.wait()
+        elif op in ("tx.commit", "tx.rollback"):
+            self.over.set()
+        return answer
+
+
+async def told(site: Site, source: str, ledger: Ledger) -> Any:
+    """What the program returns, or [code or name, message] of what it throws."""
+    wrapped = f"try {{ {source} }} catch (e) {{ return [e.code ?? e.name, e.message] }}"
+    return await value_of(site, wrapped, ledger)
+
+
+OPENED = [["tx.open", {"exactly_once": None}], ["tx.begin"]]
+
+
+async def test_a_transaction_ends_with_its_callback(hosted: Site) -> None:
+    ledger = Ledger({"tx.query": [{"n": 1}], "events.publish": {"id": "i", "duplicate": False}})
+    source = """return await atlas.db.transaction(async (tx) => {
+      const rows = await tx.query("SELECT $1", [new Date(0)]);
+      return [rows, await tx.publish("order.paid", {a: 1})] })"""
+    assert await told(hosted, source, ledger) == [[{"n": 1}], {"id": "i", "duplicate": False}]
+    published = ledger.seen.pop(3)
+    assert published[:4] == [
+        *("events.publish", "order.paid", {"a": 1}, {"id": None, "subject": None, "transactional": False}),
+    ]
+    assert isinstance(published[4], int)
+    assert ledger.seen == [*OPENED, ["tx.query", "SELECT $1", ["1970-01-01T00:00:00.000Z"]], ["tx.commit"]]
+
+
+@pytest.mark.parametrize("callback", ["() => { throw new Error('no') }", "async () => { throw new Error('no') }"])
+async def test_a_callback_that_throws_rolls_back(hosted: Site, callback: str) -> None:
+    ledger = Ledger()
+    assert await told(hosted, f"return await atlas.db.transaction({callback})", ledger) == ["Error", "no"]
+    assert ledger.seen == [*OPENED, ["tx.rollback"]]
+
+
+async def test_a_commit_that_is_refused_is_told(hosted: Site) -> None:
+    ledger = Ledger({"tx.commit": HostError("sql_23503", "violates")})
+    assert await told(hosted, "return await atlas.db.transaction(() => 1)", ledger) == ["sql_23503", "violates"]
+    assert ledger.seen == [*OPENED, ["tx.commit"], ["tx.rollback"]]
+
+
+@pytest.mark.parametrize("use", ["query('SELECT 1')", "publish('a', 1)"])
+async def test_a_transaction_that_is_over_is_not_used(hosted: Site, use: str) -> None:
+    ledger = Ledger()
+    source = f"let kept; await atlas.db.transaction((tx) => {{ kept = tx }}); await kept.{use}"
+    code, message = await told(hosted, source, ledger)
+    assert (code, "is over" in message) == ("transaction_ended", True)
+    assert ledger.seen == [*OPENED, ["tx.commit"]]
+
+
+async def test_why_a_transaction_could_not_be_opened(hosted: Site) -> None:
+    refusals: dict[str, Any] = {
+        "tx.open": HostError("transaction_open", "another"),
+        "tx.begin": HostError("transaction_ended", "unknown"),
+    }
+    assert await told(hosted, "await atlas.db.transaction(() => 1)", Ledger(refusals)) == [
+        "transaction_open",
+        "another",
+    ]
+
+
+async def test_what_was_done_before_is_not_done_again(hosted: Site) -> None:
+    ledger = Ledger({"tx.begin": {"value": {"order": 7}}})
+    ledger.over.set()
+    source = "return await atlas.db.transaction(() => { throw 1 }, {exactlyOnce: true})"
+    assert await told(hosted, source, ledger) == {"order": 7}
+    assert ledger.seen == [["tx.open", {"exactly_once": ""}], ["tx.begin"]]
+
+
+@pytest.mark.parametrize(("value", "kept"), [("({order: 7})", {"order": 7}), ("undefined", None), ("() => 1", None)])
+async def test_what_is_done_once_tells_what_it_answered(hosted: Site, value: str, kept: Any) -> None:
+    ledger = Ledger()
+    await told(hosted, f"await atlas.db.transaction(() => ({value}), {{exactlyOnce: 'name'}}); return 1", ledger)
+    assert ledger.seen == [["tx.open", {"exactly_once": "name"}], ["tx.begin"], ["tx.commit", kept]]
+
+
+async def test_an_answer_that_is_no_json_is_not_committed(hosted: Site) -> None:
+    ledger = Ledger()
+    source = "await atlas.db.transaction(() => { const a = {}; a.a = a; return a }, {exactlyOnce: true})"
+    assert (await told(hosted, source, ledger))[0] == "TypeError"
+    assert ledger.seen[-1] == ["tx.rollback"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "atlas.db.transaction()",
+        "atlas.db.transaction(1)",
+        "atlas.db.transaction(() => 1, {exactlyOnce: 5})",
+        "atlas.events.publish(5, 1)",
+        "atlas.events.publish()",
+    ],
+)
+async def test_arguments_that_make_no_sense(hosted: Site, source: str) -> None:
+    ledger = Ledger()
+    assert (await told(hosted, f"await {source}", ledger))[0] == "TypeError"
+    assert ledger.seen == []
+
+
+async def test_a_transaction_left_open_ends_with_its_run(hosted: Site) -> None:
+    deployed = await hosted.deploy(
+        "export default async (x) => { let opened; const open = new Promise((done) => { opened = done });"
+        " atlas.db.transaction(() => { opened(); return new Promise(() => {}) }); await open; return 1 }"
+    )
+    ended: list[str] = []
+
+    async def hold(op: str, args: list[Any]) -> Any:
+        if op == "tx.open":
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(op)
+
+    for _ in range(2):
+        assert (await deployed(1, host=Scripted(hold))).value == b"1"
+    assert ended == ["tx.open", "tx.open"]
 
 
 STORED = {

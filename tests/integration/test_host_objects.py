@@ -2,16 +2,19 @@
 
 import base64
 from collections.abc import AsyncIterator
+from uuid import uuid4
 
 import orjson
 import pytest
 
 from engines.contract import Host, HostError, Limits
+from server.events.envelope import Cause
 from server.host.api import HostApi, InvocationHost
 from server.host.database import Database
 from server.host.fetch import Fetcher
 from server.host.keyvalue import KeyValue
 from server.host.objects import MAX_BODY_BYTES
+from server.host.origin import origin_of
 from server.postgres.changes import Changes
 from server.postgres.control import Pool
 from tests.fix_functions import add_project
@@ -61,6 +64,21 @@ async def test_every_operation(host: InvocationHost) -> None:
     assert await call(host, "storage.delete", "b", "p") is False
     assert await call(host, "storage.get", "b", "p") is None
     assert await call(host, "storage.get", "nothing", "p") is None
+
+
+async def test_events_of_what_a_function_stores_tell_the_run_that_did_it(
+    api: HostApi, project_id: str, disk_store: Store
+) -> None:
+    run_id, trigger_id = str(uuid4()), str(uuid4())
+    told = {"id": "e-1", "trigger_id": trigger_id, "cause": {"run_id": str(uuid4()), "depth": 2}}
+    host = api.for_invocation(project_id, LIMITS, origin=origin_of(run_id, orjson.dumps(told)))
+    await call(host, "storage.put", "b", "p", encoded(b"hello"))
+    await call(host, "storage.delete", "b", "p")
+    cause = Cause(run_id=run_id, trigger_id=trigger_id, depth=3)
+    assert [(event.type, event.cause) for event in await disk_store.events()] == [
+        ("storage.upload", cause),
+        ("storage.delete", cause),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,12 @@ def test_the_project_is_told_in_lower_case_and_members_of_a_newer_version_are_le
     assert (event.project_id, event.subject, event.cause, event.data.value) == (PROJECT, None, None, {"a": 1})
 
 
+def test_a_table_may_be_called_anything() -> None:
+    event = decode(body(**{**ROW, "table": " \n", "changed": ["\x01"]}))
+    assert event.change
+    assert (event.change.table, event.change.changed) == (" \n", ("\x01",))
+
+
 def test_members_of_another_family_do_not_count() -> None:
     event = decode(body(trigger_id=TRIGGER, op="INSERT", schema="s", table="t"))
     assert (event.trigger_id, event.change) == (None, None)
@@ -107,7 +113,8 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("trigger_id", {"type": "cron", "trigger_id": "x"}),
     ("op", {**ROW, "op": "update"}),
     ("table", {**ROW, "table": ...}),
-    ("schema", {**ROW, "schema": "a\nb"}),
+    *(("schema", {**ROW, "schema": value}) for value in ("", "x" * 256)),
+    ("unavailable", {**ROW, "unavailable": [""]}),
     ("changed", {**ROW, "changed": "id"}),
     ("changed", {**ROW, "changed": [1]}),
     ("unavailable", {**ROW, "unavailable": ["a"] * 1601}),

@@ -20,6 +20,7 @@ LAYERS = (
     ("server.invocations",),
     ("server.functions",),
     ("server.host",),
+    ("server.cdc",),
     ("server.storage", "server.events", "server.projects", "server.runs", "server.tiers"),
     ("server.postgres",),
     (

@@ -42,6 +42,48 @@ declare namespace atlas {
   const db: {
     /** One statement in the project's own schema, committed when all its rows were read. */
     query<Row = { [column: string]: any }>(sql: string, params?: readonly Parameter[] | null): Promise<Row[]>;
+
+    /**
+     * Several statements in one transaction: committed when the callback is done, rolled back when it throws, when a
+     * statement fails, when the run ends, and after 10 seconds. One at a time in a run; `atlas.db.query` goes on beside it.
+     *
+     * With `exactlyOnce` it is done once for all deliveries of an event to a trigger (or all attempts at the run, when no
+     * event started it): where it was committed before, the callback is not called, and what it answered then, as JSON
+     * of at most 64 KiB, is the answer again. A function with several of them gives each a name in place of `true`.
+     */
+    transaction<Value>(
+      callback: (tx: Transaction) => Value | Promise<Value>,
+      options?: { exactlyOnce?: boolean | string | null } | null,
+    ): Promise<Value>;
+  };
+
+  interface Transaction {
+    /** One statement of the transaction. */
+    query<Row = { [column: string]: any }>(sql: string, params?: readonly Parameter[] | null): Promise<Row[]>;
+    /** An event that is published when the transaction is committed, and only then. */
+    publish(type: string, data: unknown, options?: EventOptions | null): Promise<Published>;
+  }
+
+  interface EventOptions {
+    /** Unique in the project: an event of an id that is there already is not published again. A UUID without it. */
+    id?: string | null;
+    subject?: string | null;
+  }
+
+  interface Published {
+    id: string;
+    /** Whether an event of this id was there already. */
+    duplicate: boolean;
+  }
+
+  const events: {
+    /**
+     * A custom event of the project, stored when the promise resolves; at most 100 of a run. `transactional`: it belongs
+     * to the transaction that is open, as with `tx.publish`.
+     */
+    publish(
+      type: string, data: unknown, options?: (EventOptions & { transactional?: boolean }) | null,
+    ): Promise<Published>;
   };
 
   const kv: {

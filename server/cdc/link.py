@@ -1,0 +1,79 @@
+"""The connection on which a walsender streams: frames to us, confirmations to it."""
+
+import struct
+import time
+from collections.abc import Callable
+from typing import Final
+
+from server.cdc.frames import Frame, Frames
+from server.postgres import publication, wire
+from server.postgres.session import ConnectionLost, Reader, Session, SqlError
+from server.postgres.tenants import Tenants
+from server.postgres.values import FORMATS
+
+READ_BYTES: Final = 256 * 1024
+MAX_MESSAGE_BYTES: Final = 64 * 1024
+"""Of what comes before the stream."""
+
+SILENCE_S: Final = 10
+"""Without a word of ours for which the walsender ends, so that another relay may have the slot."""
+
+_SETTINGS: Final = {
+    **FORMATS,
+    "application_name": "atlas-cdc",
+    "wal_sender_timeout": f"{SILENCE_S}s",
+    "statement_timeout": "0",
+}
+_EPOCH_S: Final = 946_684_800
+"""2000-01-01 UTC."""
+
+
+class Link:
+    def __init__(self, session: Session, reader: Reader, write: Callable[[bytes], None]) -> None:
+        self._session = session
+        self._reader = reader
+        self._write = write
+        self._frames = Frames()
+
+    @classmethod
+    async def open(cls, tenants: Tenants, slot: str) -> "Link":
+        """Streaming from where the slot is. SqlError when the slot is in use (55006), lost or gone; ConnectionLost."""
+        login = tenants.replication_login(_SETTINGS)
+        session = await Session.connect(tenants.address, login, max_message_bytes=MAX_MESSAGE_BYTES)
+        try:
+            reader, writer = await session.copy_both(
+                f"START_REPLICATION SLOT {slot} LOGICAL 0/0"
+                f" (proto_version '4', publication_names '{publication.PUBLICATION}', messages 'true')"
+            )
+        except BaseException:
+            session.close()
+            raise
+        return cls(session, reader, writer.write)
+
+    async def read(self) -> list[Frame]:
+        """The next frames, maybe none yet. SqlError when the walsender gives up; ConnectionLost; ProtocolError."""
+        try:
+            data = await self._reader.read(READ_BYTES)
+            found = self._frames.feed(data)
+        except (OSError, wire.WireError) as why:
+            raise ConnectionLost(f"the replication connection ended: {why}") from why
+        if not data:
+            raise ConnectionLost("the walsender closed the connection")
+        for frame in found:
+            if isinstance(frame, wire.Message) and frame.type == b"E":
+                raise SqlError(wire.fields(frame.body))
+            if isinstance(frame, wire.Message) and frame.type == b"c":
+                raise ConnectionLost("the walsender ended the stream")
+        return found
+
+    def confirm(self, lsn: int) -> None:
+        """Everything before `lsn` is stored; the server may forget it."""
+        now_us = int((time.time() - _EPOCH_S) * 1e6)
+        self._write(wire.copy_data(_STATUS.pack(b"r", lsn, lsn, lsn, now_us, 0)))
+
+    async def close(self) -> None:
+        self._session.close()
+        await self._session.wait_closed()
+
+
+_STATUS: Final = struct.Struct(">cQQQqB")

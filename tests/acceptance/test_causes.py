@@ -309,6 +309,35 @@ class TestAuthEvents:
         assert [each["verdict"] for each in explained] == ["fires", "type_does_not_match"]
 
 
+SQL = "export default ({ sql }) => atlas.db.query(sql)"
+INSERTS = "export default () => atlas.db.query(`INSERT INTO circle (n) VALUES (1)`)"
+
+
+def test_rows_that_a_function_writes(project: Rest) -> None:
+    """A circle through a table ends; a real table of users signs up."""
+    project.run(SQL, {"sql": "CREATE TABLE circle (n int)"}, slug="sql")
+    assert project.invoke("sql", {"sql": "CREATE TABLE users (id int, email text)"}).status_code == 200
+    create(project, "cdc.INSERT.circle", function_id=project.deployed(INSERTS, slug="again"))
+    create(project, "auth.signup", config={"table": "users"})
+    assert project.invoke("sql", {"sql": "INSERT INTO users VALUES (7, 'ada@example.com')"}).status_code == 200
+    ended(project, "done", 1)
+    (signup,) = inputs(project)
+    assert signup["data"] == {"user_id": "7", "email": "ada@example.com"}
+    assert project.invoke("sql", {"sql": "INSERT INTO circle VALUES (0)"}).status_code == 200
+    (dead,) = ended(project, "dead", 1)
+    assert dead["error"]["reason"] == "EVENT_LOOP"
+    ended(project, "done", 8, event_type="cdc.INSERT.circle")
+    told = project.manage("GET", f"/events/{quote(dead['event_id'], safe='')}/lineage").json()
+    assert [each["depth"] for each in told["causes"]] == [*range(8, 0, -1)]
+    assert told["causes_complete"] is True
+    first = told["causes"][-1]["event_id"]
+    below = project.manage("GET", f"/events/{quote(first, safe='')}/lineage").json()["event"]
+    levels = 0
+    while below["deliveries"][0]["events"]:
+        below, levels = below["deliveries"][0]["events"][0], levels + 1
+    assert levels == 8
+
+
 async def test_a_workflow_that_feeds_itself_is_named(running_stack: Stack, project: Rest) -> None:
     url = postgres.url(running_stack.run / "pg", bootstrap.CONTROL)
     definition = {"nodes": [{"id": "tell", "type": "event", "config": {"type": "order.again"}}], "edges": []}

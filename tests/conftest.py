@@ -1,5 +1,12 @@
 """One plugin file per outside thing the tests use."""
 
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from server.fields import well_formed
+
 pytest_plugins = [
     "tests.fix_clients",
     "tests.fix_cli",
@@ -25,3 +32,17 @@ pytest_plugins = [
     "tests.fix_v8_child",
     "tests.fix_workflows",
 ]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """What tests log may hold lone surrogates, which cannot travel between the processes that share the tests."""
+    return _sendable((yield))
+
+
+def _sendable(value: Any) -> Any:
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, dict):
+        return {_sendable(name): _sendable(item) for name, item in value.items()}
+    return [_sendable(item) for item in value] if isinstance(value, list | tuple) else value

@@ -12,7 +12,7 @@ from server.dispatch.room import FIRST_PATIENCE_S, LEAST_PATIENCE_S, PATIENCE_S,
 
 
 def fired(trigger_id: str = "a", key: str | None = None, since_s: float = 0.0, **columns: Any) -> Fired:
-    trigger = SimpleNamespace(**{"id": trigger_id, "paused": False, "concurrency": None} | columns)
+    trigger = SimpleNamespace(**{"id": trigger_id, "paused": False, "concurrency": None, "bridge": None} | columns)
     event = SimpleNamespace(project_id="p", id="e", type="t")
     made: Any = (SimpleNamespace(sequence=7), event, SimpleNamespace(trigger=trigger), None, "id", key, since_s)
     return Fired(*made)

@@ -25,8 +25,9 @@ from server.postgres.control import Pool, transaction
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
 
-SLOTS: Final = 64
-"""Deliveries that one process runs at a time; half of them of one trigger, as many as one project has sandboxes."""
+SLOTS: Final = 128
+"""Deliveries that one process runs at a time; a quarter of them of one trigger whose runs are not quick, as many as one
+project has sandboxes."""
 
 BUSY: Final = 4
 """With more than one in so many slots taken, throughput goes before the latency of single outcomes."""

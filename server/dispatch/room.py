@@ -1,21 +1,22 @@
 """How many deliveries of which trigger may run in this process: its slots, and who may have one. Pure.
 
-Of `total` slots one trigger has at most `most`, and the last `reserved` are for triggers of which nothing runs: slow
-runs of one, or of a few, are never all that runs.
+Of all slots one trigger has at most a share, twice as many while its runs are quick: then half of them wait for the
+ledger, before they run, while the other half runs. The last ones are for triggers of which nothing runs. So slow runs
+of one, or of a few, are never all that runs.
 """
 
 from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
-SHARE: Final = 2
-"""One trigger has at most one in so many slots."""
+SHARE: Final = 4
+"""One trigger has at most one in so many slots, a quick one two."""
 
 RESERVED: Final = 8
 """One slot in so many is for triggers of which nothing runs."""
 
 QUICK_S: Final = 0.1
-"""Mean time in a slot, of a trigger whose pairs had better wait for one: half of 64 slots serve 320 a second."""
+"""Mean time in a slot, of a trigger whose pairs had better wait for one: half of 128 slots serve 640 a second."""
 
 PATIENCE_S: Final = 2.0
 """Of quick triggers."""
@@ -31,7 +32,6 @@ WEIGHT: Final = 0.1
 class Room:
     def __init__(self, total: int) -> None:
         self._total = total
-        self._most = max(1, total // SHARE)
         self._reserved = total // RESERVED
         self._running: Counter[str] = Counter()
         self._taken = 0
@@ -54,7 +54,10 @@ class Room:
         unreserved = self.free - self._reserved
         if running == 0 and unreserved < 1:
             return min(1, self.free)
-        return max(0, min(self._most - running, unreserved))
+        return max(0, min(self._most(trigger_id) - running, unreserved))
+
+    def _most(self, trigger_id: str) -> int:
+        return max(1, self._total * (2 if self.is_quick(trigger_id) else 1) // SHARE)
 
     def take(self, trigger_id: str, *, however: bool = False) -> bool:
         """A slot for it, to be given back; False when it may have none now, unless it must have one."""
@@ -101,4 +104,4 @@ class Room:
 
     def _would_get(self, trigger_id: str, given: int, given_in_all: int) -> bool:
         running, free = self._running.get(trigger_id, 0) + given, self.free - given_in_all
-        return free > (self._reserved if running else 0) and running < self._most
+        return free > (self._reserved if running else 0) and running < self._most(trigger_id)

@@ -205,7 +205,7 @@ async def test_a_slow_trigger_delays_no_other(site: Site) -> None:
     async def work(call: Call) -> Answer:
         return await gate(call) if call.trigger == slow else None
 
-    await (await site.worker(work, slots=8)).start()
+    await (await site.worker(work, slots=16)).start()
     slow = await site.trigger(event_type="slow.one")
     await site.trigger(event_type="quick.one")
     await site.publish(*range(400), type="slow.one")

@@ -37,13 +37,13 @@ async def a_circle(site: Site) -> tuple[str, str, list[str]]:
 
     async def publish_again(call: Call) -> Answer:
         ran.append(call.run_id)
-        await site.publish("again", cause=cause_of(call), id=f"e{len(ran)}")
+        await site.publish("again", cause=cause_of(call), id=f"event-{len(ran)}")
         return None
 
     trigger_id = await site.trigger()
     await (await site.worker(publish_again)).start()
-    await site.publish("first", id="e0")
-    return trigger_id, "e0", ran
+    await site.publish("first", id="event-0")
+    return trigger_id, "event-0", ran
 
 
 async def dead_letter(site: Site) -> dict[str, Any]:
@@ -64,7 +64,7 @@ async def test_a_circle_ends_with_the_chain_in_its_dead_letter(site: Site) -> No
     message = row["error"]["message"]
     assert f"{DEPTH} runs led to this event, and at most {DEPTH} may (ATLAS_MAX_EVENT_DEPTH)" in message
     assert "a replay ends the same way" in message
-    places = [message.index(each) for each in (first, *ran, f"e{DEPTH} ")]
+    places = [message.index(each) for each in (first, *ran, f"event-{DEPTH} ")]
     assert places == sorted(places)
     assert message.count(trigger_id) == DEPTH + 1
     assert row["history"][0]["reason"] == "EVENT_LOOP"

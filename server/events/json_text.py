@@ -39,11 +39,16 @@ def read(raw: bytes) -> Json:
     return found
 
 
+def separators(raw: bytes) -> int:
+    """Commas and opening brackets, as MAX_VALUES counts them."""
+    return raw.count(b",") + _brackets(raw)
+
+
 class Scanner:
     """Goes through a text once. What it does not raise JsonError at, up to and with `end`, is JSON."""
 
     def __init__(self, raw: bytes) -> None:
-        brackets = raw.count(b"[") + raw.count(b"{")
+        brackets = _brackets(raw)
         if (values := raw.count(b",") + brackets) > MAX_VALUES:
             raise JsonError(f"it has {values} commas and opening brackets; at most {MAX_VALUES} are allowed")
         try:
@@ -124,6 +129,10 @@ class Scanner:
         if self.next != char:
             raise JsonError(f"{char} is missing at character {self._at}")
         self._at += 1
+
+
+def _brackets(raw: bytes) -> int:
+    return raw.count(b"[") + raw.count(b"{")
 
 
 def _require_shallow(value: Any) -> None:

@@ -2,15 +2,22 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from server.errors import AtlasError, InvalidArgument
-from server.events.json_text import JsonError, read
+from server.events.json_text import JsonError, read, separators
 from server.postgres.control import Pool, transaction
 from server.triggers.parsing import written
 from server.workflows import records, store
-from server.workflows.definition import MAX_INPUT_BYTES, MAX_OUTPUT_BYTES, Definition, Node
+from server.workflows.definition import (
+    MAX_INPUT_BYTES,
+    MAX_OUTPUT_BYTES,
+    MAX_READ_BYTES,
+    MAX_READ_VALUES,
+    Definition,
+    Node,
+)
 from server.workflows.events import members_of
 from server.workflows.nodes.step import Attempt, NodeType, Output, StepFailed, Wait
 from server.workflows.queue import Claimed
@@ -85,16 +92,27 @@ class Attempting:
 
     async def _scope(self, claimed: Claimed, node: Node) -> Scope:
         steps: dict[str, Mapping[str, Any]] = {}
-        if node.reads:
-            async with transaction(self._pool) as conn:
-                for row in await records.results(conn, claimed.run_id, sorted(node.reads)):
-                    output = None if row["output"] is None else read(row["output"]).value
-                    steps[row["node_id"]] = {"output": output, "error": row["error"], "state": row["state"]}
+        for row in await self._results(claimed, node) if node.reads else ():
+            output = None if row["output"] is None else read(row["output"]).value
+            steps[row["node_id"]] = {"output": output, "error": row["error"], "state": row["state"]}
+            await asyncio.sleep(0)  # each may take milliseconds
         try:
             event = members_of(claimed.event)
         except InvalidArgument as why:
             raise StepFailed("EVENT_UNREADABLE", why.message) from None
         return Scope(event=event, steps=steps, run={"id": claimed.run_id})
+
+    async def _results(self, claimed: Claimed, node: Node) -> Sequence[Mapping[str, Any]]:
+        """Of the steps it reads, once it is known that they are moderate."""
+        async with transaction(self._pool) as conn:
+            size = await records.output_bytes(conn, claimed.run_id, node.outputs)
+            if size > MAX_READ_BYTES:
+                raise _reads_too_much(f"{size} bytes", f"{MAX_READ_BYTES} bytes")
+            rows = await records.results(conn, claimed.run_id, node.reads, node.outputs)
+        values = sum(separators(row["output"]) for row in rows if row["output"] is not None)
+        if values > MAX_READ_VALUES:
+            raise _reads_too_much(f"{values} commas and opening brackets", str(MAX_READ_VALUES))
+        return rows
 
 
 def input_of(attempt: Attempt) -> bytes:
@@ -112,6 +130,13 @@ def _filled(node: Node, scope: Scope) -> Any:
             "STEP_INPUT_TOO_LARGE",
             f"With its templates filled in the step's input has more than {MAX_INPUT_BYTES} bytes, which is all it may",
         ) from None
+
+
+def _reads_too_much(found: str, most: str) -> StepFailed:
+    return StepFailed(
+        "STEP_INPUT_TOO_LARGE",
+        f"The outputs that the step reads have {found} together; at most {most} are allowed: hand on less",
+    )
 
 
 def _require_moderate(output: bytes) -> None:

@@ -24,6 +24,12 @@ MAX_INPUT_BYTES: Final = 1024 * 1024 + 64 * 1024
 MAX_OUTPUT_BYTES: Final = 256 * 1024
 """Of what a step hands on, as JSON text."""
 
+MAX_READ_BYTES: Final = 4 * 1024 * 1024
+"""Of all outputs that one step reads, as JSON text."""
+
+MAX_READ_VALUES: Final = 100_000
+"""Commas and opening brackets of all outputs that one step reads: as many as one text may have."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
@@ -36,7 +42,8 @@ class Retry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """`config` is as its type checked it, with templates compiled; `reads` are the nodes whose results it needs."""
+    """`config` is as its type checked it, with templates compiled; `reads` are the nodes whose results it needs,
+    `outputs` those of them of which it needs the output, not the state or error alone."""
 
     id: str
     type: str
@@ -45,6 +52,7 @@ class Node:
     retry: Retry = field(default_factory=Retry)
     timeout_s: float
     reads: frozenset[str] = frozenset()
+    outputs: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,7 +95,7 @@ def _node(value: object, place: str) -> Node:
     known = TYPES[node_type]
     config = known.parse(given.get("config", {}), f"{place}.config")
     timeout_s = given.get("timeout_seconds", known.timeout_s)
-    reads = frozenset(path[1] for path in known.reads(config) if path[0] == "steps")
+    reads = [path for path in known.reads(config) if path[0] == "steps"]
     return Node(
         id=node_id,
         type=node_type,
@@ -103,7 +103,8 @@ def _node(value: object, place: str) -> Node:
         on_error=fields.choice(given.get("on_error", "fail"), f"{place}.on_error", ON_ERROR),  # type: ignore[arg-type]
         retry=_retry(given.get("retry", {}), f"{place}.retry"),
         timeout_s=fields.number(timeout_s, f"{place}.timeout_seconds", low=1, high=known.max_timeout_s),
-        reads=reads,
+        reads=frozenset(path[1] for path in reads),
+        outputs=frozenset(path[1] for path in reads if path[2] == "output"),
     )
 
 

@@ -1,6 +1,6 @@
 """Runs and steps as they are stored, for those who ask."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, get_args
@@ -136,13 +136,28 @@ async def step(conn: Connection, run_id: str, node_id: str) -> StepRecord:
     return _step(row)
 
 
-async def results(conn: Connection, run_id: str, node_ids: Sequence[str]) -> Sequence[Mapping[str, Any]]:
-    """What templates see of steps: node_id, state, output as bytes, error."""
+async def results(
+    conn: Connection, run_id: str, node_ids: Collection[str], outputs: Collection[str]
+) -> Sequence[Mapping[str, Any]]:
+    """What templates see of steps: node_id, state, error, and of those in `outputs` the output as bytes."""
     cursor = await conn.cursor(row_factory=dict_row).execute(
-        "SELECT node_id, state, output, error FROM workflow_steps WHERE run_id = %s AND node_id = ANY(%s)",
-        [run_id, list(node_ids)],
+        "SELECT node_id, state, error, CASE WHEN node_id = ANY(%s) THEN output END AS output FROM workflow_steps"
+        " WHERE run_id = %s AND node_id = ANY(%s)",
+        [list(outputs), run_id, list(node_ids)],
     )
     return await cursor.fetchall()
+
+
+async def output_bytes(conn: Connection, run_id: str, node_ids: Collection[str]) -> int:
+    """Of the outputs of these steps together; none of them is read."""
+    cursor = await conn.execute(
+        "SELECT coalesce(sum(octet_length(output)), 0)::bigint FROM workflow_steps"
+        " WHERE run_id = %s AND node_id = ANY(%s)",
+        [run_id, list(node_ids)],
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def _step(row: Mapping[str, Any]) -> StepRecord:

@@ -9,7 +9,7 @@ import pytest
 from server.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from server.events.bus import EventBus
 from server.postgres.control import Pool
-from server.workflows import queue, stream
+from server.workflows import attempting, queue, stream
 from server.workflows.nodes.step import Attempt, Output, StepFailed
 from server.workflows.records import Filter
 from server.workflows.retention import WorkflowRetention
@@ -246,6 +246,29 @@ async def test_inputs_and_outputs_have_bounds(site: Site) -> None:
     run, _ = await site.ended(await site.run(await site.define([kv("a", ["{{trigger}}"] * 20)]), "x" * 100_000))
     assert run.error is not None
     assert run.error["reason"] == "STEP_INPUT_TOO_LARGE"
+
+
+@pytest.mark.parametrize(
+    ("bound", "most", "told"),
+    [("MAX_READ_BYTES", 9_000, "12006 bytes"), ("MAX_READ_VALUES", 150, "198 commas and opening brackets")],
+)
+async def test_what_a_step_reads_has_bounds_before_it_is_loaded(
+    site: Site, monkeypatch: pytest.MonkeyPatch, bound: str, most: int, told: str
+) -> None:
+    monkeypatch.setattr(attempting, bound, most)
+    value: object = "x" * 4_000 if bound == "MAX_READ_BYTES" else [[]] * 33  # of which each has 34 brackets, 32 commas
+    await site.worker()
+    nodes = [kv(name, value) for name in "abc"]
+    reads = kv("all", [f"{{{{steps.{name}.output.none}}}}" for name in "abc"])
+    run, _ = await site.ended(await site.run(await site.define([*nodes, reads], "a all", "b all", "c all")))
+    assert run.error is not None
+    assert (run.error["node_id"], run.error["reason"]) == ("all", "STEP_INPUT_TOO_LARGE")
+    assert told in run.error["message"]
+    assert str(most) in run.error["message"]
+    states = kv("all", [f"{{{{steps.{name}.state}}}}" for name in "abc"])
+    assert (await site.result(await site.run(await site.define([*nodes, states], "a all", "b all", "c all"))))[0] == (
+        "succeeded"
+    )
 
 
 async def test_large_outputs_are_shown_with_their_step_alone(site: Site) -> None:

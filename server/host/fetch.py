@@ -13,7 +13,8 @@ import base64
 import socket
 import ssl
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -60,13 +61,21 @@ class Fetcher:
         self._projects: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def fetch(
-        self, project_id: str, url: object, options: object, *, timeout_ms: float, span: Span = UNTRACED
+        self,
+        project_id: str,
+        url: object,
+        options: object,
+        *,
+        timeout_ms: float,
+        span: Span = UNTRACED,
+        in_turn: bool = False,
     ) -> bytes:
         """One call, redirects included: {"status", "status_text", "url", "redirected", "headers", "body_base64"}.
 
         `span` is the call's: its place goes with the request as `traceparent`, unless user code has set that itself.
 
-        Ends after the smaller of `timeout_ms` and the options' own. HostError: invalid_argument, fetch_blocked,
+        Ends after the smaller of `timeout_ms` and the options' own, the wait for a turn included, unless the caller has
+        one: `in_turn`. HostError: invalid_argument, fetch_blocked,
         fetch_timeout, fetch_body_limit, fetch_redirect, fetch_failed.
         """
         request = parse(url, options)
@@ -74,12 +83,21 @@ class Fetcher:
             request = traced(request, span.place)
             span.tell(_told(request))
         limit_ms = min(request.timeout_ms, timeout_ms)
-        turn = self._projects.setdefault(project_id, asyncio.Semaphore(PER_PROJECT))
         try:
-            async with asyncio.timeout(limit_ms / 1000), turn, self._total:
+            async with asyncio.timeout(limit_ms / 1000), nullcontext() if in_turn else self.turn(project_id):
                 return await self._follow(project_id, request, span)
         except TimeoutError:
             raise HostError("fetch_timeout", f"{NAME}: no complete response within {limit_ms:.0f} ms") from None
+
+    @asynccontextmanager
+    async def turn(self, project_id: str, *, within_s: float | None = None) -> AsyncIterator[None]:
+        """A place among the requests in flight, for one call at a time. TimeoutError when none is free in time."""
+        of_project = self._projects.setdefault(project_id, asyncio.Semaphore(PER_PROJECT))
+        async with AsyncExitStack() as held:
+            async with asyncio.timeout(within_s):
+                await held.enter_async_context(of_project)
+                await held.enter_async_context(self._total)
+            yield
 
     async def close(self) -> None:
         self._names.close()

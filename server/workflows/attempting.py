@@ -3,6 +3,7 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Final
 
 from server.errors import AtlasError, InvalidArgument
@@ -19,7 +20,7 @@ from server.workflows.definition import (
     Node,
 )
 from server.workflows.events import members_of
-from server.workflows.nodes.step import Attempt, NodeType, Output, StepFailed, Wait
+from server.workflows.nodes.step import Attempt, InTurn, NodeType, Output, StepFailed, Wait
 from server.workflows.queue import Claimed
 from server.workflows.templates import Filling, Scope, TooLarge, dumped
 
@@ -76,10 +77,13 @@ class Attempting:
 
     async def run(self, attempt: Attempt) -> Output | Wait:
         """StepFailed. Cancelled, the step has ended when this returns."""
-        node = attempt.node
+        node, kind = attempt.node, self._types[attempt.node.type]
         try:
-            async with asyncio.timeout(node.timeout_s):
-                ended = await self._types[node.type].run(attempt)
+            async with (
+                kind.turn(attempt) if isinstance(kind, InTurn) else nullcontext(),
+                asyncio.timeout(node.timeout_s),
+            ):
+                ended = await kind.run(attempt)
         except TimeoutError:
             raise StepFailed(
                 "STEP_TIMEOUT", f"The step did not end within {node.timeout_s:g} s, its timeout", again=True

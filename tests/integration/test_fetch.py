@@ -4,8 +4,10 @@ import asyncio
 import base64
 import gzip
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 from ipaddress import ip_network
-from typing import Any
+from typing import Any, cast
+from uuid import uuid4
 
 import orjson
 import pytest
@@ -13,6 +15,13 @@ from aiohttp import web
 
 from engines.contract import HostError
 from server.host.fetch import MAX_BODY_BYTES, PER_PROJECT, Fetcher
+from server.postgres.control import Pool
+from server.workflows.attempting import Attempting
+from server.workflows.definition import Node
+from server.workflows.nodes import http
+from server.workflows.nodes.http import HttpNode
+from server.workflows.nodes.step import Attempt, Output, StepFailed
+from server.workflows.templates import Scope
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)
 Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]
@@ -24,6 +33,22 @@ async def fetcher() -> AsyncIterator[Fetcher]:
     found = Fetcher(allowed=LOOPBACK)
     yield found
     await found.close()
+
+
+def http_attempt(url: str, *, timeout_s: float) -> Attempt:
+    config = {"url": url, "method": "GET", "headers": {}, "fail_on_status": True}
+    return Attempt(
+        project_id="p",
+        tier="free",
+        run_id=str(uuid4()),
+        trigger_id=None,
+        node=Node(id="n", type="http", config=config, timeout_s=timeout_s),
+        input=config,
+        scope=Scope(event={}, steps={}, run={}),
+        attempt=1,
+        lease="lease",
+        now=datetime.now(UTC),
+    )
 
 
 @pytest.fixture
@@ -257,6 +282,38 @@ async def test_one_project_cannot_take_all_places(fetcher: Fetcher, serve: Serve
     await fetch(fetcher, base + "/other", project_id="patient")
     release.set()
     await asyncio.gather(*held)
+
+
+async def test_a_step_that_finds_no_turn_was_not_attempted_and_its_time_begins_with_its_turn(
+    fetcher: Fetcher, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, release = asyncio.Semaphore(0), asyncio.Event()
+
+    async def handler(request: web.Request) -> web.Response:
+        started.release()
+        if request.path == "/hold":
+            await release.wait()
+        return web.Response()
+
+    base = await serve(handler)
+    attempting = Attempting(cast("Pool", None), {"http": HttpNode(fetcher)})
+    step = http_attempt(base + "/step", timeout_s=1.5)
+    held = [asyncio.create_task(fetcher.fetch("p", base + "/hold", None, timeout_ms=9_000)) for _ in range(PER_PROJECT)]
+    async with asyncio.timeout(20):
+        for _ in range(PER_PROJECT):
+            await started.acquire()
+    monkeypatch.setattr(http, "TURN_S", 0.05)
+    with pytest.raises(StepFailed) as caught:
+        await attempting.run(step)
+    assert (caught.value.reason, caught.value.no_room) == ("HTTP_NO_ROOM", True)
+    monkeypatch.setattr(http, "TURN_S", 20.0)
+    waiting = asyncio.create_task(attempting.run(http_attempt(base + "/step", timeout_s=20.0)))
+    impatient = asyncio.create_task(attempting.run(step))
+    await asyncio.wait([waiting, impatient], timeout=1.7)  # longer than the time of the second
+    release.set()
+    await asyncio.gather(*held)
+    assert isinstance(await waiting, Output)
+    assert isinstance(await impatient, Output)
 
 
 async def test_nobody_there(fetcher: Fetcher, raw: Raw) -> None:

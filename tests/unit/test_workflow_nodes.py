@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -142,8 +143,11 @@ class Fetcher:
         self.answer = answer
         self.asked: tuple[object, Any] = (None, None)
 
-    async def fetch(self, project_id: str, url: object, options: object, *, timeout_ms: float) -> bytes:
-        assert project_id == PROJECT
+    def turn(self, project_id: str, *, within_s: float) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+    async def fetch(self, project_id: str, url: object, options: object, *, timeout_ms: float, in_turn: bool) -> bytes:
+        assert (project_id, in_turn) == (PROJECT, True)
         self.asked = url, options
         if isinstance(self.answer, Exception):
             raise self.answer

@@ -8,6 +8,8 @@ A request other than GET and HEAD has an `idempotency-key`, the same at every at
 """
 
 import base64
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final, Protocol
 
 import orjson
@@ -23,6 +25,9 @@ from server.workflows.templates import compiled, dumped
 
 TIMEOUT_S: Final = 30.0
 MAX_TIMEOUT_S: Final = 60.0
+TURN_S: Final = 5.0
+"""How long an attempt waits for its turn among the project's requests, before its time begins."""
+
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 FIRST_FAILURE: Final = 400
 RETRIED: Final = frozenset((408, 425, 429))
@@ -35,7 +40,11 @@ _FINAL: Final = frozenset(("invalid_argument", "fetch_blocked", "fetch_body_limi
 class Fetches(Protocol):
     """`server.host.fetch.Fetcher`."""
 
-    async def fetch(self, project_id: str, url: object, options: object, *, timeout_ms: float) -> bytes: ...
+    def turn(self, project_id: str, *, within_s: float) -> AbstractAsyncContextManager[None]: ...
+
+    async def fetch(
+        self, project_id: str, url: object, options: object, *, timeout_ms: float, in_turn: bool
+    ) -> bytes: ...
 
 
 def parse(config: object, field: str) -> Any:
@@ -68,13 +77,27 @@ class HttpNode:
     def __init__(self, fetcher: Fetches) -> None:
         self._fetcher = fetcher
 
+    @asynccontextmanager
+    async def turn(self, attempt: Attempt) -> AsyncIterator[None]:
+        async with AsyncExitStack() as held:
+            try:
+                await held.enter_async_context(self._fetcher.turn(attempt.project_id, within_s=TURN_S))
+            except TimeoutError:
+                raise StepFailed(
+                    "HTTP_NO_ROOM",
+                    f"The project's other requests left no room for this one within {TURN_S:g} s",
+                    again=True,
+                    no_room=True,
+                ) from None
+            yield
+
     async def run(self, attempt: Attempt) -> Output:
         config = attempt.input
         if not isinstance(config["url"], str):
             raise StepFailed("HTTP_INVALID_ARGUMENT", "The url is no string once its template is filled in")
         try:
             answer = await self._fetcher.fetch(
-                attempt.project_id, config["url"], _options(attempt), timeout_ms=MAX_TIMEOUT_S * 1000
+                attempt.project_id, config["url"], _options(attempt), timeout_ms=MAX_TIMEOUT_S * 1000, in_turn=True
             )
         except HostError as why:
             reason = "HTTP_" + why.code.removeprefix("fetch_").upper()

@@ -1,8 +1,9 @@
 """The door between the worker and a type of node."""
 
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from uuid import UUID, uuid5
 
 from server.tiers import Tier
@@ -68,4 +69,13 @@ class StepFailed(Exception):
 class NodeType(Protocol):
     async def run(self, attempt: Attempt) -> Output | Wait:
         """One attempt. StepFailed; any other exception is a fault of ours. Cancelling it ends what it does."""
+        ...
+
+
+@runtime_checkable
+class InTurn(Protocol):
+    """A NodeType of which only so many run at a time."""
+
+    def turn(self, attempt: Attempt) -> AbstractAsyncContextManager[None]:
+        """Held while it runs; the step's timeout counts from having it. StepFailed with `no_room` when none is free."""
         ...

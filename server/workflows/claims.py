@@ -1,7 +1,7 @@
 """Steps that run in this process: their leases are renewed together, and those that are lost are ended here too.
 
-A lease is lost when the run ended (cancelled, or another step failed), or when the database was away for so long that
-somebody else took the step.
+A lease is lost when the run ended (cancelled, or another step failed), or when this process alone did not reach the
+database for so long that somebody else took the step (`server.workflows.presence`).
 """
 
 import asyncio
@@ -87,11 +87,14 @@ class Claims:
         return [task for _, task in self._held.values()]
 
     async def _renew_for_ever(self) -> None:
+        away = False
         while True:
-            await asyncio.sleep(RENEW_EVERY_S)
+            await asyncio.sleep(RENEW_EVERY_S / (4 if away else 1))
             try:
                 await self.renew()
+                away = False
             except AtlasError as why:
+                away = True
                 log.warning("leases.late", f"Leases on workflow steps are not renewed: {why}", held=len(self))
             except Exception:
                 log.exception("leases.fault", "Leases on workflow steps are not renewed", held=len(self))

@@ -10,7 +10,7 @@ Of each project only WINDOW steps are queued or running at a time; the rest is r
 it became so as others end. So whoever starts thousands of runs stands in nobody's way but their own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -79,18 +79,24 @@ RETURNING s.run_id, s.node_id, s.claims
 _DUE: Final = """
 WITH due AS (
   SELECT run_id, node_id, state FROM workflow_steps
-  WHERE state IN ('queued', 'running', 'waiting') AND due_at <= now()
+  WHERE state IN ('queued', 'waiting') AND due_at <= now()
   ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED
 )
-UPDATE workflow_steps s SET lease = NULL,
+UPDATE workflow_steps s SET
   state = CASE due.state WHEN 'queued' THEN 'queued' ELSE 'ready' END,
-  due_at = CASE due.state WHEN 'queued' THEN now() + make_interval(secs => %s) ELSE s.due_at END,
-  deaths = deaths + (due.state = 'running')::int, attempts = attempts - (due.state = 'running')::int,
-  history = CASE WHEN due.state = 'running' THEN s.history || jsonb_build_object(
+  due_at = CASE due.state WHEN 'queued' THEN now() + make_interval(secs => %s) ELSE s.due_at END
+FROM due WHERE s.run_id = due.run_id AND s.node_id = due.node_id RETURNING s.state, s.run_id, s.node_id, s.claims
+"""
+_BURY: Final = """
+WITH dead AS (
+  SELECT run_id, node_id FROM workflow_steps WHERE state = 'running' AND due_at <= now()
+  ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED
+)
+UPDATE workflow_steps s SET lease = NULL, state = 'ready', deaths = deaths + 1, attempts = attempts - 1,
+  history = s.history || jsonb_build_object(
     'number', s.attempts, 'began_at', s.claimed_at, 'finished_at', now(),
     'error', jsonb_build_object('reason', 'WORKER_DIED', 'message', 'The worker that ran this attempt died'))
-    ELSE s.history END
-FROM due WHERE s.run_id = due.run_id AND s.node_id = due.node_id RETURNING s.state, s.run_id, s.node_id, s.claims
+FROM dead WHERE s.run_id = dead.run_id AND s.node_id = dead.node_id
 """
 _CLAIM: Final = """
 WITH ticket AS (
@@ -115,16 +121,17 @@ async def send(conn: Connection, project_ids: Sequence[str]) -> list[Ticket]:
     return [Ticket(str(run_id), node_id, claims) for run_id, node_id, claims in await cursor.fetchall()]
 
 
-async def sweep(conn: Connection) -> tuple[list[Ticket], bool]:
+async def sweep(conn: Connection, *, may_bury: Callable[[], bool]) -> tuple[list[Ticket], bool]:
     """What is queued is sent again, what else is due is ready again, and what is ready is queued: the tickets, and
-    whether more may be due."""
+    whether more may be due. What runs is due only if the caller, asked after the first statement, knows it."""
     cursor = await conn.execute(_DUE, [SWEEP_BATCH, RESEND_S])
     due = await cursor.fetchall()
     again = [Ticket(str(run_id), node_id, claims) for state, run_id, node_id, claims in due if state == "queued"]
+    buried = (await conn.execute(_BURY, [SWEEP_BATCH])).rowcount if may_bury() else 0
     cursor = await conn.execute(_BUSY)
     projects = [str(project_id) for (project_id,) in await cursor.fetchall()]
     sent = await send(conn, projects) if projects else []
-    return [*again, *sent], len(due) == SWEEP_BATCH
+    return [*again, *sent], SWEEP_BATCH in (len(due), buried)
 
 
 async def claim(conn: Connection, tickets: Sequence[Ticket]) -> list[Claimed]:

@@ -25,6 +25,7 @@ from server.telemetry.metrics import Metrics
 from server.workflows import queue, stream
 from server.workflows.claims import Claims
 from server.workflows.nodes.step import NodeType
+from server.workflows.presence import Presence
 from server.workflows.running import Stepping
 
 log = logger("workflows")
@@ -60,7 +61,9 @@ class StepWorker:
         self._metrics = metrics or Metrics()
         self._concurrency = concurrency
         self._claims = Claims(pool)
-        self._stepping = Stepping(pool, bus, types, self._claims, self._metrics, clock or SystemClock())
+        clock = clock or SystemClock()
+        self._stepping = Stepping(pool, bus, types, self._claims, self._metrics, clock)
+        self._presence = Presence(clock)
         self._tasks: list[asyncio.Task[None]] = []
         self._cancellations: Subscription | None = None
 
@@ -91,7 +94,8 @@ class StepWorker:
         more = True
         while more:
             async with transaction(self._pool) as conn:
-                tickets, more = await queue.sweep(conn)
+                tickets, more = await queue.sweep(conn, may_bury=lambda: self._presence.is_steady)
+            self._presence.seen()
             await stream.send(self._bus, tickets)
 
     async def _pull_for_ever(self) -> None:

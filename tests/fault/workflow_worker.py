@@ -9,14 +9,15 @@ import sys
 
 from server.events.bus import EventBus
 from server.postgres.control import Pool, open_pool, transaction
-from server.workflows import claims, queue
+from server.workflows import claims, queue, worker
 from server.workflows.nodes.condition import ConditionNode
 from server.workflows.nodes.delay import DelayNode
 from server.workflows.nodes.step import Attempt, NodeType, Output
 from server.workflows.worker import StepWorker
 
-LEASE_S = 2.0
+LEASE_S = 3.0
 RENEW_S = 0.4
+SWEEP_S = 0.1
 
 
 class Noted:
@@ -35,6 +36,7 @@ class Noted:
 
 async def main(database_url: str, nats_url: str) -> None:
     queue.LEASE_S = LEASE_S  # type: ignore[misc]
+    worker.SWEEP_S = SWEEP_S  # type: ignore[misc]
     claims.RENEW_EVERY_S = RENEW_S  # type: ignore[misc]
     async with open_pool(database_url) as pool:
         bus = EventBus(nats_url)

@@ -9,14 +9,14 @@ import pytest
 from server.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from server.events.bus import EventBus
 from server.postgres.control import Pool
-from server.workflows import attempting, queue, stream
+from server.workflows import attempting, queue, stream, worker
 from server.workflows.nodes.step import Attempt, Output, StepFailed
 from server.workflows.records import Filter
 from server.workflows.retention import WorkflowRetention
 from server.workflows.runs import Workflows
 from tests.fix_functions import add_project
 from tests.fix_runs import eventually
-from tests.fix_workflows import Site, an_id, document, hang, kv
+from tests.fix_workflows import Site, an_id, document, fine, hang, kv
 
 
 @pytest.fixture
@@ -496,6 +496,8 @@ async def test_a_dead_workers_step_is_taken_over_and_says_so(site: Site, monkeyp
     async def dead(*_: object) -> list[stream.Ticket]:
         raise Unavailable("It gives nothing back", reason="DEAD")
 
+    monkeypatch.setattr(queue, "LEASE_S", 3.0)  # for which the other worker must have been there
+    monkeypatch.setattr(worker, "SWEEP_S", 0.1)
     monkeypatch.setattr(queue, "give_back", dead)
     await site.workers.pop().close(drain_s=0)
     assert (await site.get(run_id))[1]["a"].state == "running"
@@ -504,6 +506,32 @@ async def test_a_dead_workers_step_is_taken_over_and_says_so(site: Site, monkeyp
     _, steps = await site.ended(run_id)
     assert (steps["a"].state, steps["a"].attempts) == ("succeeded", 1)
     assert [each.get("error", {}).get("reason") for each in steps["a"].history] == ["WORKER_DIED", None]
+
+
+async def test_after_an_absence_of_the_database_a_living_workers_step_is_not_taken(site: Site) -> None:
+    go = asyncio.Event()
+
+    async def held(attempt: Attempt) -> Output:
+        await go.wait()
+        return await fine(attempt)
+
+    node = await site.worker(held)
+    run_id = await site.run(await site.define([kv("a")]))
+
+    async def runs() -> bool:
+        return bool(node.running)
+
+    await eventually(runs)
+    await site.execute("UPDATE workflow_steps SET due_at = now() - interval '1 minute'")
+    await site.worker(node)
+    for each in site.workers:  # both have come back just now
+        await each.sweep()
+    _, steps = await site.get(run_id)
+    assert (steps["a"].state, steps["a"].history) == ("running", [])
+    go.set()
+    _, steps = await site.ended(run_id)
+    assert (steps["a"].attempts, node.attempts) == (1, {"a": 1})
+    assert await site.execute("SELECT deaths FROM workflow_steps") == [(0,)]
 
 
 async def test_retention_and_the_end_of_a_project(site: Site, pool: Pool) -> None:

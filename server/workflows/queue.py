@@ -61,6 +61,11 @@ WITH RECURSIVE busy AS (
 )
 SELECT project_id FROM busy WHERE project_id IS NOT NULL
 """
+_TURN: Final = """
+SELECT project_id FROM unnest(%s::uuid[]) AS asked (project_id) WHERE CASE
+  WHEN EXISTS (SELECT 1 FROM workflow_steps s WHERE s.project_id = asked.project_id AND s.state = 'ready')
+  THEN pg_try_advisory_xact_lock(hashtextextended('workflow_steps/' || asked.project_id, 0)) END
+"""
 _SEND: Final = """
 WITH sent AS (
   SELECT asked.project_id, (SELECT count(*) FROM workflow_steps s
@@ -116,8 +121,15 @@ RETURNING s.run_id, s.node_id, s.project_id, p.tier, r.workflow_id, r.version, r
 
 
 async def send(conn: Connection, project_ids: Sequence[str]) -> list[Ticket]:
-    """Queue what is ready of these projects and has room; publish the tickets after the transaction."""
-    cursor = await conn.execute(_SEND, [list(project_ids), WINDOW, RESEND_S])
+    """Queue what is ready of these projects and has room; publish the tickets after the transaction.
+
+    One at a time for a project, or each would count without what the others send. Nobody waits for that: what is ready
+    while another sends is left to whoever sends next, at the latest a sweep.
+    """
+    cursor = await conn.execute(_TURN, [list(project_ids)])
+    if not (turns := [str(project_id) for (project_id,) in await cursor.fetchall()]):
+        return []
+    cursor = await conn.execute(_SEND, [turns, WINDOW, RESEND_S])
     return [Ticket(str(run_id), node_id, claims) for run_id, node_id, claims in await cursor.fetchall()]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from server.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from server.events.bus import EventBus
-from server.postgres.control import Pool
+from server.postgres.control import Pool, transaction
 from server.workflows import attempting, queue, stream, worker
 from server.workflows.nodes.step import Attempt, Output, StepFailed
 from server.workflows.records import Filter
@@ -532,6 +532,23 @@ async def test_after_an_absence_of_the_database_a_living_workers_step_is_not_tak
     _, steps = await site.ended(run_id)
     assert (steps["a"].attempts, node.attempts) == (1, {"a": 1})
     assert await site.execute("SELECT deaths FROM workflow_steps") == [(0,)]
+
+
+async def test_the_window_of_a_project_is_one_for_all_who_send_at_the_same_time(
+    site: Site, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        await site.run(await site.define([kv("a"), kv("b"), kv("c")]))
+    await site.execute("UPDATE workflow_steps SET state = 'ready'")
+    monkeypatch.setattr(queue, "WINDOW", 4)
+    async with transaction(pool) as first, transaction(pool) as second:
+        sent = [len(await queue.send(conn, [site.project_id])) for conn in (first, second)]
+    assert sent == [4, 0]
+    async with transaction(pool) as conn:
+        assert await queue.send(conn, [site.project_id]) == []
+    await site.worker()
+    for run in (await site.workflows.list(site.project_id, Filter())).items:
+        assert (await site.result(run.id))[0] == "succeeded"
 
 
 async def test_retention_and_the_end_of_a_project(site: Site, pool: Pool) -> None:

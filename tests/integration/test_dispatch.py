@@ -11,7 +11,8 @@ import nats
 import pytest
 
 from engines.contract import Outcome, Result
-from server.dispatch import consumer
+from server.dispatch import consumer, intake
+from server.dispatch.planning import choose
 from server.errors import NotFound, Unavailable
 from server.events import stream
 from server.events.envelope import encode
@@ -378,3 +379,46 @@ async def test_many_triggers_of_one_event_are_all_written(site: Site) -> None:
         return not (await site.bus.jetstream.consumer_info(stream.NAME, "dispatch")).num_ack_pending
 
     await eventually(acknowledged)
+
+
+@pytest.mark.parametrize("limit", ["PAIRS_IN_HAND", "IN_HAND_BYTES"])
+async def test_what_is_in_hand_is_bounded(site: Site, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setattr(intake, limit, 10)
+    in_hand: list[int] = []
+
+    def choosing(fired: Any, *given: Any) -> Any:
+        in_hand.append(len(fired))
+        return choose(fired, *given)
+
+    monkeypatch.setattr(intake, "choose", choosing)
+    for _ in range(8):
+        await site.trigger()
+    await site.publish(*range(40))
+    await (await site.worker()).start()
+    await site.until({"done": 320}, within_s=60)
+    await site.taken()
+    assert max(in_hand) <= 10 + 8
+
+
+async def test_one_request_brings_so_many_bytes_at_most(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer, "MAX_BYTES", 50_000)
+    await site.trigger()
+    await site.publish(*("x" * 20_000 for _ in range(9)))
+    arrived = asyncio.Event()
+    await consumer.ensure(site.bus)
+    async with consumer.Pull(site.bus, arrived.set) as pull:
+        taken: list[int] = []
+        while len(taken) < 9:
+            arrived.clear()
+            await pull.ask(9)
+
+            async def all_of_it() -> bool:
+                return pull._asked == 0
+
+            await eventually(all_of_it)
+            some = pull.take()
+            assert sum(len(message.body) for message in some) <= 50_000
+            taken += [message.sequence for message in some]
+            for message in some:
+                await pull.ack(message)
+    assert len(taken) == len({*taken}) == 9

@@ -311,11 +311,18 @@ async def test_draining_gives_back_what_does_not_end(site: Site) -> None:
     await site.until({"running": 3})
     await worker.dispatcher.close(drain_s=0.05)
     await site.until({"queued": 3})
-    assert {(row["attempts"], len(row["history"]), row["lease"]) for row in await site.rows()} == {(0, 0, None)}
+    for row in await site.rows():
+        assert (row["attempts"], row["lease"], row["outcome"]) == (0, None, "lost")
+        (entry,) = row["history"]
+        assert (entry["attempt"], entry["outcome"], entry["reason"]) == (1, "lost", "WORKER_STOPPED")
+        assert datetime.fromisoformat(entry["began_at"]) <= datetime.fromisoformat(entry["ended_at"])
+        assert row["error"] == {"reason": entry["reason"], "message": entry["message"]}
+    assert {row["history"][0]["run_id"] for row in await site.rows()} == {call.run_id for call in worker.invoker.calls}
     async with transaction(site.pool) as conn:
         assert (await (await conn.execute("SELECT count(*) FROM dispatch_leases")).fetchone()) == (0,)
     await (await site.worker()).start()
     await site.until({"done": 3})
+    assert {(row["attempts"], len(row["history"]), row["error"]) for row in await site.rows()} == {(1, 2, None)}
 
 
 async def test_draining_lets_runs_end(site: Site) -> None:

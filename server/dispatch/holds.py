@@ -9,6 +9,7 @@ from server.dispatch import ledger
 from server.errors import AtlasError
 from server.log import logger
 from server.postgres.control import Pool, transaction
+from server.tasks import end_task
 
 log = logger("dispatch")
 
@@ -31,8 +32,7 @@ class Holds:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end_task(self._task)
 
     async def look(self) -> None:
         """Let go of all whose trigger is not paused. Unavailable."""

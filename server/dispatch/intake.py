@@ -34,6 +34,7 @@ from server.events.envelope import Event
 from server.log import logger
 from server.postgres.control import Kept, Pool, transaction
 from server.settings import Settings
+from server.tasks import end_task
 from server.telemetry.metrics import Metrics
 from server.triggers.firing import seen_by
 from server.triggers.view import envelope_of
@@ -106,8 +107,7 @@ class Intake:
     async def close(self) -> None:
         """Take no more; what is in hand and not in the ledger comes again, to whoever asks."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end_task(self._task)
             await self._kept.close()
 
     async def _work_for_ever(self) -> None:

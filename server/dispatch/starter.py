@@ -22,6 +22,7 @@ from server.errors import AtlasError
 from server.events.stream import AWAY
 from server.log import logger
 from server.postgres.control import Connection, Kept, Pool, transaction
+from server.tasks import end_task
 from server.tiers import Tier
 from server.triggers.cache import Armed, ProjectTriggers
 from server.triggers.definition import Trigger
@@ -119,8 +120,7 @@ class Starter:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end_task(self._task)
             await self._kept.close()
 
     async def _work_for_ever(self) -> None:

@@ -28,6 +28,9 @@ LEAST_PATIENCE_S: Final = 0.05
 WEIGHT: Final = 0.1
 """Of the latest run in that mean."""
 
+REMEMBERED: Final = 100_000
+"""Triggers whose mean is known: those that ran last."""
+
 
 class Room:
     def __init__(self, total: int) -> None:
@@ -35,7 +38,7 @@ class Room:
         self._reserved = total // RESERVED
         self._running: Counter[str] = Counter()
         self._taken = 0
-        self._slot_s: dict[str, float] = {}  # of the triggers that have run here
+        self._slot_s: dict[str, float] = {}  # of triggers that have run here, latest last
 
     def __repr__(self) -> str:
         return f"<Room {self._taken} of {self._total} taken, by {len(self._running)} triggers>"
@@ -79,8 +82,10 @@ class Room:
 
     def used(self, trigger_id: str, seconds: float) -> None:
         """A slot was held by a run of it for so long."""
-        mean_s = self._slot_s.get(trigger_id, 0.0)  # the first one had to be made ready
+        mean_s = self._slot_s.pop(trigger_id, 0.0)  # the first one had to be made ready
         self._slot_s[trigger_id] = mean_s + WEIGHT * (seconds - mean_s)
+        if len(self._slot_s) > REMEMBERED:
+            del self._slot_s[next(iter(self._slot_s))]
 
     def give_back(self, trigger_id: str) -> None:
         self._taken -= 1

@@ -5,7 +5,7 @@ ledger, before they run, while the other half runs. The last ones are for trigge
 of one, or of a few, are never all that runs.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Final
 
@@ -38,7 +38,7 @@ class Room:
         self._reserved = total // RESERVED
         self._running: Counter[str] = Counter()
         self._taken = 0
-        self._slot_s: dict[str, float] = {}  # of triggers that have run here, latest last
+        self._slot_s: OrderedDict[str, float] = OrderedDict()  # of triggers that have run here, latest last
 
     def __repr__(self) -> str:
         return f"<Room {self._taken} of {self._total} taken, by {len(self._running)} triggers>"
@@ -82,10 +82,11 @@ class Room:
 
     def used(self, trigger_id: str, seconds: float) -> None:
         """A slot was held by a run of it for so long."""
-        mean_s = self._slot_s.pop(trigger_id, 0.0)  # the first one had to be made ready
+        mean_s = self._slot_s.get(trigger_id, 0.0)  # the first one had to be made ready
         self._slot_s[trigger_id] = mean_s + WEIGHT * (seconds - mean_s)
+        self._slot_s.move_to_end(trigger_id)
         if len(self._slot_s) > REMEMBERED:
-            del self._slot_s[next(iter(self._slot_s))]
+            self._slot_s.popitem(last=False)
 
     def give_back(self, trigger_id: str) -> None:
         self._taken -= 1

@@ -11,7 +11,8 @@ import nats
 import pytest
 
 from engines.contract import Outcome, Result
-from server.dispatch import consumer, intake
+from server.dispatch import consumer, intake, ledger, parked
+from server.dispatch.holds import Holds
 from server.dispatch.planning import choose
 from server.errors import NotFound, Unavailable
 from server.events import stream
@@ -19,6 +20,7 @@ from server.events.envelope import encode
 from server.invocations.invoke import Call
 from server.postgres.control import transaction
 from tests.fix_dispatch import THREW, TYPE, Answer, Gate, Site, status
+from tests.fix_ledger import insert_delivery
 from tests.fix_runs import eventually
 from tests.fix_triggers import add_workflow
 
@@ -224,6 +226,17 @@ async def test_odd_subjects_and_headers_do_not_end_the_connection(site: Site, he
     await site.taken()
 
 
+async def test_what_is_parked_comes_again_and_is_parked_once(site: Site) -> None:
+    moment = datetime(2026, 7, 1, tzinfo=UTC)
+    message = consumer.Message("atlasdb.events.a", b"{", "", 7, moment)
+    for _ in range(2):
+        async with transaction(site.pool) as conn:
+            await parked.park(conn, [(message, "no event")])
+    async with transaction(site.pool) as conn:
+        cursor = await conn.execute("SELECT sequence, parked_at FROM parked_messages")
+        assert await cursor.fetchall() == [(7, moment)]
+
+
 async def encoded(site: Site) -> bytes:
     return encode(site.event(3))
 
@@ -237,6 +250,32 @@ async def test_a_paused_trigger_holds_what_fires_it_and_runs_it_later(site: Site
     await site.change(trigger_id, "paused = false")
     await site.until({"done": 3})
     assert all(row["released_at"] for row in await site.rows())
+
+
+async def test_what_is_held_goes_on_in_batches_of_each_trigger_in_turn(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "BATCH", 2)
+    release, order = ledger.release, []
+
+    async def releasing(conn: Any, trigger_id: str, *, enabled: bool) -> int:
+        order.append(trigger_id)
+        if len(order) == 2:
+            await conn.execute("UPDATE triggers SET paused = false WHERE id = %s", [late])
+        return await release(conn, trigger_id, enabled=enabled)
+
+    monkeypatch.setattr(ledger, "release", releasing)
+    many, few, late = sorted([await site.trigger(paused=True) for _ in range(3)])
+    async with transaction(site.pool) as conn:
+        for trigger_id, count in ((many, 5), (few, 1), (late, 1)):
+            for _ in range(count):
+                await insert_delivery(conn, site.project_id, trigger_id, state="held")
+        await conn.execute("UPDATE triggers SET paused = false WHERE id <> %s", [late])
+    released: list[None] = []
+    await Holds(site.pool, lambda: released.append(None)).look()
+    assert order == [many, few, many, late, many]
+    assert len(released) == 5
+    assert await site.states() == {"queued": 7}
 
 
 async def test_what_waits_is_held_when_its_trigger_is_paused_and_cancelled_when_it_is_gone(site: Site) -> None:

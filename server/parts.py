@@ -55,6 +55,7 @@ from server.storage.disk import DiskBlobs
 from server.storage.jetstream import StreamBlobs
 from server.storage.storage import Storage
 from server.storage.sweeper import Sweeper
+from server.tasks import end_task
 from server.telemetry.metrics import Metrics
 from server.telemetry.numbers import Numbers
 from server.telemetry.tracers import tracer
@@ -306,9 +307,4 @@ def repeat(work: Callable[[], Awaitable[object]], every_s: float, name: str, sta
             await asyncio.sleep(every_s)
 
     task = asyncio.create_task(go_on(), name=name)
-    stack.push_async_callback(_end, task)
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
+    stack.push_async_callback(end_task, task)

@@ -28,6 +28,7 @@ from server.postgres.publication import NotPublishable
 from server.postgres.session import ConnectionLost, SqlError
 from server.postgres.tenants import Tenants
 from server.settings import Settings
+from server.tasks import end_task
 from server.telemetry.metrics import Metrics
 
 log = logger("cdc")
@@ -63,8 +64,7 @@ class Relay:
     async def close(self) -> None:
         """Stop; what was not stored is read again, here or by another worker."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end_task(self._task)
 
     async def _go_on(self) -> None:
         while True:

@@ -30,6 +30,7 @@ from server.events.history import History, Past
 from server.log import logger
 from server.postgres.changes import Changes
 from server.postgres.control import Pool, transaction
+from server.tasks import end_task
 from server.triggers.definition import Trigger
 from server.triggers.firing import fires, pattern_of, seen_by
 from server.triggers.view import envelope_of
@@ -95,9 +96,7 @@ class Backfills:
         """What is begun is gone on with elsewhere, when the lease is over."""
         self._closing = True
         if self._task is not None:
-            while not self._task.done():  # nats-py, and wait_for of Python 3.11, may keep a cancellation to themselves
-                self._task.cancel()
-                await asyncio.wait([self._task], timeout=LOOK_S)
+            await end_task(self._task)
 
     async def _work_for_ever(self) -> None:
         away = False

@@ -36,6 +36,9 @@ MAX_ACK_PENDING: Final = 10_000
 EXPIRES_S: Final = 5.0
 """Of a request; one that NATS forgot is made again a second later."""
 
+MAX_BYTES: Final = 8 * 1024 * 1024
+"""Of what comes for one request. A message that is larger would never come: events are far smaller."""
+
 _CONFIG: Final = ConsumerConfig(
     durable_name=DURABLE,
     deliver_policy=DeliverPolicy.ALL,
@@ -130,7 +133,7 @@ class Pull:
         missing = wanted - self._asked
         if missing <= 0 or missing < wanted // 2:
             return
-        request = {"batch": missing, "expires": int(EXPIRES_S * 1e9)}
+        request = {"batch": missing, "max_bytes": MAX_BYTES, "expires": int(EXPIRES_S * 1e9)}
         self._asked += missing
         self._asked_at_s = now_s
         await self._bus.client.publish(self._request, orjson.dumps(request), reply=self._inbox)

@@ -21,6 +21,7 @@ from server.errors import AtlasError, InvalidArgument
 from server.events.envelope import Event
 from server.log import logger
 from server.postgres.control import Pool, transaction
+from server.tasks import end_task
 from server.telemetry.metrics import Metrics
 from server.triggers import ticks
 from server.triggers.definition import Trigger
@@ -90,8 +91,7 @@ class Cron:
     async def close(self) -> None:
         """Look no more. A look that is given up half-way is made by the next worker, or at the next start."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end_task(self._task)
 
     async def sweep(self) -> None:
         """Forget published ticks that have ended."""

@@ -9,6 +9,7 @@ from server.dispatch import ledger
 from server.errors import AtlasError
 from server.log import logger
 from server.postgres.control import Pool, transaction
+from server.tasks import end_task
 
 log = logger("dispatch")
 
@@ -31,21 +32,24 @@ class Holds:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end_task(self._task)
 
     async def look(self) -> None:
-        """Let go of all whose trigger is not paused. Unavailable."""
+        """Let go of all whose trigger is not paused: a batch of each in turn, so that a million of one delay no other,
+        nor one that goes on meanwhile. Unavailable."""
+        more = True
+        while more:
+            async with transaction(self._pool) as conn:
+                found = await ledger.held(conn)
+            more = any([await self._release(*each) for each in found])
+
+    async def _release(self, trigger_id: str, enabled: bool) -> bool:
+        """A batch; whether there may be more."""
         async with transaction(self._pool) as conn:
-            found = await ledger.held(conn)
-        for trigger_id, enabled in found:
-            while True:
-                async with transaction(self._pool) as conn:
-                    changed = await ledger.release(conn, trigger_id, enabled=enabled)
-                if changed and enabled:
-                    self._released()
-                if changed < ledger.BATCH:
-                    break
+            changed = await ledger.release(conn, trigger_id, enabled=enabled)
+        if changed and enabled:
+            self._released()
+        return changed == ledger.BATCH
 
     async def _look_for_ever(self) -> None:
         away = False

@@ -23,7 +23,7 @@ from server.dispatch.identity import delivery_id
 from server.dispatch.lease import Lease
 from server.dispatch.ledger import Body, Pair, body_of
 from server.dispatch.order import order_key, order_path
-from server.dispatch.planning import Fired, choose
+from server.dispatch.planning import PAIRS, Fired, choose
 from server.dispatch.room import LEAST_PATIENCE_S, Room
 from server.dispatch.runs import Attempt, Runs
 from server.dispatch.starter import Starter, Triggers
@@ -34,6 +34,7 @@ from server.events.envelope import Event
 from server.log import logger
 from server.postgres.control import Kept, Pool, transaction
 from server.settings import Settings
+from server.tasks import end_task
 from server.telemetry.metrics import Metrics
 from server.triggers.firing import seen_by
 from server.triggers.view import envelope_of
@@ -44,7 +45,13 @@ IN_HAND: Final = 256
 """Messages at most."""
 
 IN_HAND_BYTES: Final = 32 * 1024 * 1024
-"""Above, no more are asked for."""
+"""Of messages; above, no more are read, and none asked for."""
+
+PAIRS_IN_HAND: Final = 4 * PAIRS
+"""Above, no more messages are read: one of them may fire as many triggers as its project has."""
+
+PAIRS_AT_ONCE: Final = 1_000
+"""Made of one message before others on the event loop have their turn."""
 
 TURN_S: Final = 0.005
 """How long messages are read before others on the event loop have their turn."""
@@ -100,8 +107,7 @@ class Intake:
     async def close(self) -> None:
         """Take no more; what is in hand and not in the ledger comes again, to whoever asks."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end_task(self._task)
             await self._kept.close()
 
     async def _work_for_ever(self) -> None:
@@ -151,7 +157,7 @@ class Intake:
             self._failures = 0
         if moved and self._fired:
             await asyncio.sleep(GATHER_S)
-        if not moved and not self._unread:
+        if not moved:  # what is unread then waits for room in hand
             with suppress(TimeoutError):
                 async with asyncio.timeout(LEAST_PATIENCE_S if self._fired else IDLE_S):
                     await self._wake.wait()
@@ -162,25 +168,33 @@ class Intake:
         if (
             self._room.free < 1
             or (self._failures and self._unread)
-            or sum(len(each.message.body) for each in self._fired) > IN_HAND_BYTES
+            or self._bytes() + sum(len(message.body) for message in self._unread) > IN_HAND_BYTES
         ):
             return 0
         return max(0, IN_HAND - len(self._fired) - len(self._unread))
 
+    def _bytes(self) -> int:
+        """Of the messages whose pairs are in hand."""
+        return sum(len(message.body) for message in {each.message for each in self._fired})
+
     async def _read(self) -> None:
-        """What has arrived becomes pairs, or is done. Unavailable while nobody knows the triggers."""
+        """What has arrived becomes pairs, or is done, as far as there is room in hand. Unavailable while nobody knows
+        the triggers."""
         loop = asyncio.get_running_loop()
         now_s = loop.time()
         unread, self._unread = self._unread, []
-        read = 0
+        read, in_hand = 0, self._bytes()
         try:
             for message in unread:
+                if len(self._fired) >= PAIRS_IN_HAND or in_hand > IN_HAND_BYTES:
+                    break
                 try:
                     event = stream.event_of(message.subject, message.body)
                 except InvalidArgument as why:
                     self._strange.append((message, why.message))
                 else:
                     await self._match(message, event, now_s)
+                    in_hand += len(message.body) if message.waiting else 0
                 read += 1
                 if loop.time() > now_s + TURN_S:
                     await asyncio.sleep(0)
@@ -196,7 +210,7 @@ class Intake:
         message.waiting = len(fired)
         if not fired:
             self._done.append(message)
-        for armed in fired:
+        for made, armed in enumerate(fired, 1):
             path = order_path(armed.trigger)
             self._fired.append(
                 Fired(
@@ -209,6 +223,8 @@ class Intake:
                     now_s,
                 )
             )
+            if made % PAIRS_AT_ONCE == 0:
+                await asyncio.sleep(0)
 
     async def _claim(self) -> bool:
         """Write what can start, and what need not wait for that; whether there was any."""

@@ -17,6 +17,7 @@ from server.dispatch import ledger
 from server.errors import AtlasError
 from server.log import logger
 from server.postgres.control import Connection, Pool, transaction
+from server.tasks import end_task
 
 log = logger("dispatch")
 
@@ -58,8 +59,7 @@ class Lease:
         """Given up: call it when nothing runs here any more. What could not be written is queued by others, soon."""
         if self._task is None:
             return
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        await end_task(self._task)
         try:
             async with transaction(self._pool) as conn:
                 await conn.execute("DELETE FROM dispatch_leases WHERE id = %s", [self.id])

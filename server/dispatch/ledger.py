@@ -13,7 +13,7 @@ from server.events.envelope import Event
 from server.postgres.control import Connection
 
 LOST: Final = "lost"
-"""The outcome of an attempt whose process died, or was cut off from the database for longer than its lease."""
+"""The outcome of an attempt whose process died, stopped, or was cut off from the database for longer than its lease."""
 
 BATCH: Final = 1_000
 """Rows that one statement changes at most: some 50 ms of work."""

@@ -10,6 +10,7 @@ from server.dispatch.ledger import End
 from server.errors import AtlasError
 from server.log import logger
 from server.postgres.control import Kept, Pool
+from server.tasks import end_task
 
 log = logger("dispatch")
 
@@ -45,8 +46,7 @@ class Outcomes:
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
                 await self._none.wait()
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        await end_task(self._task)
         await self._kept.close()
         if self._ends:
             log.error("dispatch.unwritten", f"The ends of {len(self._ends)} deliveries are not written: they run again")

@@ -15,18 +15,19 @@ MAX_REASON_CHARS: Final = 1_000
 
 
 async def park(conn: Connection, strange: Sequence[tuple[Message, str]]) -> None:
-    """Store them, each with why it is no event."""
+    """Store them, each with why it is no event, as of when it came: one that comes again is there already."""
     async with conn.pipeline():
         for message, reason in strange:
             await conn.execute(
                 "INSERT INTO parked_messages (sequence, subject, reason, body, body_bytes, parked_at)"
-                " VALUES (%s, %s, %s, %s, %s, clock_timestamp())",
+                " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
                 [
                     message.sequence,
                     _storable(message.subject),
                     _storable(reason[:MAX_REASON_CHARS]),
                     message.body[:KEPT_BYTES],
                     len(message.body),
+                    message.stored_at,
                 ],
             )
     first, why = strange[0]

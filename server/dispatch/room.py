@@ -5,7 +5,7 @@ ledger, before they run, while the other half runs. The last ones are for trigge
 of one, or of a few, are never all that runs.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Final
 
@@ -28,6 +28,9 @@ LEAST_PATIENCE_S: Final = 0.05
 WEIGHT: Final = 0.1
 """Of the latest run in that mean."""
 
+REMEMBERED: Final = 100_000
+"""Triggers whose mean is known: those that ran last."""
+
 
 class Room:
     def __init__(self, total: int) -> None:
@@ -35,7 +38,7 @@ class Room:
         self._reserved = total // RESERVED
         self._running: Counter[str] = Counter()
         self._taken = 0
-        self._slot_s: dict[str, float] = {}  # of the triggers that have run here
+        self._slot_s: OrderedDict[str, float] = OrderedDict()  # of triggers that have run here, latest last
 
     def __repr__(self) -> str:
         return f"<Room {self._taken} of {self._total} taken, by {len(self._running)} triggers>"
@@ -81,6 +84,9 @@ class Room:
         """A slot was held by a run of it for so long."""
         mean_s = self._slot_s.get(trigger_id, 0.0)  # the first one had to be made ready
         self._slot_s[trigger_id] = mean_s + WEIGHT * (seconds - mean_s)
+        self._slot_s.move_to_end(trigger_id)
+        if len(self._slot_s) > REMEMBERED:
+            self._slot_s.popitem(last=False)
 
     def give_back(self, trigger_id: str) -> None:
         self._taken -= 1

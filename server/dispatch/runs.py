@@ -1,7 +1,7 @@
 """What runs in this process, each attempt in a task of its own: begun, told how it ended, and its slot given back.
 
 start ──▶ function: Invoker, workflow: Workflows ──▶ decide ──▶ Outcomes, which writes it
-     └──▶ at the end of the process: given back, as if it had not begun
+     └──▶ at the end of the process: given back, and told as lost, but for the retry policy it was no attempt
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from engines.contract import Outcome
 from server.clock import Clock, SystemClock
 from server.dispatch import decisions
 from server.dispatch.decisions import Ended, decide, may_begin
-from server.dispatch.ledger import End
+from server.dispatch.ledger import LOST, End
 from server.dispatch.loops import Loops
 from server.dispatch.outcomes import Outcomes
 from server.dispatch.room import Room
@@ -128,7 +128,7 @@ class Runs:
         try:
             self._outcomes.add(await self._attempted(attempt, began))
         except asyncio.CancelledError:
-            self._outcomes.add(_unattempted(attempt, "queued"))
+            self._outcomes.add(_cut(attempt, began, self._clock.now()))
             raise
         except Exception as why:  # not even a fault of ours may leave a row running for ever
             log.exception("dispatch.fault", f"A delivery failed with a fault of ours: {why!r}", id=attempt.delivery_id)
@@ -146,7 +146,7 @@ class Runs:
         age_s = (began - attempt.since).total_seconds()
         if not may_begin(policy, attempts=attempt.attempts, age_s=age_s):
             self._metrics.deliveries("dead").add()
-            return _unattempted(attempt, "dead")
+            return _unattempted(attempt)
         if attempt.attempts == 1 and not attempt.refusals:
             self._metrics.delivery_lag_s().observe(max(0.0, (began - attempt.came_at).total_seconds()))
         try:
@@ -212,13 +212,7 @@ class Runs:
             chance=self._chance(),
         )
         self._metrics.deliveries(_counted(verdict.state, ended)).add()
-        entry: dict[str, Any] = {
-            "attempt": attempt.attempts,
-            "run_id": attempt.run_id,
-            "began_at": began,
-            "ended_at": now,
-            "outcome": ended.outcome.value,
-        }
+        entry = _entry(attempt, began, now, ended.outcome.value)
         error = None
         if ended.reason:
             error = {"reason": ended.reason, "message": _kept(ended.message)}
@@ -236,11 +230,38 @@ class Runs:
         )
 
 
-def _unattempted(attempt: Attempt, state: Any) -> End:
-    """As if it had not begun."""
+def _unattempted(attempt: Attempt) -> End:
+    """Dead, without having begun."""
     return End(
-        attempt.delivery_id, attempt.run_id, state, 0.0, attempt.attempts - 1, attempt.refusals, None, None, None
+        attempt.delivery_id, attempt.run_id, "dead", 0.0, attempt.attempts - 1, attempt.refusals, None, None, None
     )
+
+
+def _cut(attempt: Attempt, began: datetime, now: datetime) -> End:
+    """By the end of the process: what it has done stays done, so it is told; but it does not count."""
+    error = {"reason": "WORKER_STOPPED", "message": "The worker stopped before this ended"}
+    return End(
+        id=attempt.delivery_id,
+        run_id=attempt.run_id,
+        state="queued",
+        delay_s=0.0,
+        attempts=attempt.attempts - 1,
+        refusals=attempt.refusals,
+        outcome=LOST,
+        error=orjson.dumps(error).decode(),
+        entry=orjson.dumps(_entry(attempt, began, now, LOST) | error).decode(),
+    )
+
+
+def _entry(attempt: Attempt, began: datetime, ended: datetime, outcome: str) -> dict[str, Any]:
+    """Of the history."""
+    return {
+        "attempt": attempt.attempts,
+        "run_id": attempt.run_id,
+        "began_at": began,
+        "ended_at": ended,
+        "outcome": outcome,
+    }
 
 
 def _told(attempt: Attempt, event: Event) -> bytes:

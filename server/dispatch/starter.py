@@ -22,6 +22,7 @@ from server.errors import AtlasError
 from server.events.stream import AWAY
 from server.log import logger
 from server.postgres.control import Connection, Kept, Pool, transaction
+from server.tasks import end_task
 from server.tiers import Tier
 from server.triggers.cache import Armed, ProjectTriggers
 from server.triggers.definition import Trigger
@@ -32,8 +33,15 @@ POLL_S: Final = 1.0
 PER_SLOT: Final = 4
 """Triggers on a page for each slot that is free."""
 
+LOOKS: Final = 4
+"""Pages of heads that are looked at for one trigger before others have their turn."""
+
+TOGETHER: Final = 8
+"""Triggers with order keys that are locked at the same time: nobody changes them meanwhile."""
+
 SOON_S: Final = 0.02
-"""Until the stream is asked again whether it is done up to a delivery that is due in its order."""
+"""Until the stream is asked again whether it is done up to a delivery that is due in its order, and until a look goes
+on that was cut short."""
 
 
 class Triggers(Protocol):
@@ -57,6 +65,16 @@ class _Known:
     due: int
 
 
+@dataclass(slots=True)
+class _Pass:
+    """Once around the keys of a trigger, from `begin`; it has come to `after`."""
+
+    began: int  # the round
+    begin: str = ""
+    after: str = ""
+    turned: bool = False
+
+
 class Starter:
     def __init__(self, pool: Pool, triggers: Triggers, progress: Stream, lease: Lease, room: Room, runs: Runs) -> None:
         self._pool = pool
@@ -72,10 +90,11 @@ class Starter:
         self._stream = Progress()
         self._seen = 0  # the latest head that the stream was not known to be done up to
         self._beyond = 0  # that, when the stream was asked last
-        self._keys: dict[str, str] = {}  # by trigger: the key of the head that was started last
+        self._passes: dict[str, _Pass] = {}  # by trigger: what the next look goes on with
         self._cursors: dict[bool, str] = {}
         self._spilled: dict[str, int] = {}  # by trigger: the round that began last when it was
         self._round = 0
+        self._woken = 0  # the latest round that somebody asked for
         self._soon_s = POLL_S
 
     def wake(self) -> None:
@@ -101,13 +120,14 @@ class Starter:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end_task(self._task)
             await self._kept.close()
 
     async def _work_for_ever(self) -> None:
         away = False
         while True:
+            if self._wake.is_set():
+                self._woken = self._round + 1
             self._wake.clear()
             self._soon_s = POLL_S
             try:
@@ -196,9 +216,15 @@ class Starter:
 
     async def _start_limited(self, shares: Mapping[str, int], known: Mapping[str, _Known], ordered: bool) -> None:
         """Of triggers whose limits hold over all workers."""
-        self._hungry = True
         if ordered:
             await self._ask_stream()
+        ids, size = [*shares], TOGETHER if ordered else len(shares)
+        for at in range(0, len(ids), size):
+            await self._start_some({each: shares[each] for each in ids[at : at + size]}, known, ordered)
+
+    async def _start_some(self, shares: Mapping[str, int], known: Mapping[str, _Known], ordered: bool) -> None:
+        """Those in one transaction. Where any of them runs, its end may let another start."""
+        hungry, self._hungry = self._hungry, True
         async with transaction(self._pool) as conn:
             running = await queued.lock(conn, shares)
             if len(running) < len(shares):
@@ -211,27 +237,35 @@ class Starter:
             else:
                 taken = await queued.take(conn, self._lease.id, most) if most else []
         self._run(taken, known)
+        self._hungry = hungry or bool(taken) or any(running.values())
 
     async def _ready(self, conn: Connection, trigger_id: str, most: int) -> list[str]:
-        """Heads that may start, at most so many: from where the last look ended, once around."""
+        """Heads that may start, at most so many, of LOOKS pages: from where the last look ended, once around."""
         ready: list[str] = []
-        begin = after = self._keys.pop(trigger_id, "")
-        turned = False
-        while True:
-            found = await queued.heads(conn, trigger_id, after)
+        one = self._passes.pop(trigger_id, None) or _Pass(self._round)
+        for _ in range(LOOKS):
+            found = await queued.heads(conn, trigger_id, one.after)
             for head in found:
-                if turned and head.order_key > begin:
-                    return ready
+                if one.turned and head.order_key > one.begin:
+                    return self._been_around(one, ready)
                 if head.ready and self._is_done(head.sequence):
                     ready.append(head.id)
                     if len(ready) == most:
-                        self._keys[trigger_id] = head.order_key
+                        self._passes[trigger_id] = _Pass(self._round, head.order_key, head.order_key)
                         return ready
-                after = head.order_key
+                one.after = head.order_key
             if len(found) < queued.KEYS:
-                if turned or not begin:
-                    return ready
-                turned, after = True, ""
+                if one.turned or not one.begin:
+                    return self._been_around(one, ready)
+                one.turned, one.after = True, ""
+        self._passes[trigger_id] = one
+        self._soon_s = min(self._soon_s, SOON_S)
+        return ready
+
+    def _been_around(self, one: _Pass, ready: list[str]) -> list[str]:
+        if self._woken > one.began:  # for a key that was passed before, maybe
+            self._soon_s = min(self._soon_s, SOON_S)
+        return ready
 
     def _is_done(self, sequence: int) -> bool:
         """Whether nothing earlier can come any more. What lay beyond the end of the stream when it was looked at is of

@@ -20,6 +20,7 @@ from server.events.publisher import Published
 from server.log import logger
 from server.postgres.changes import Changes
 from server.postgres.control import Connection, Pool, transaction
+from server.tasks import end_task
 
 log = logger("outbox")
 
@@ -91,8 +92,7 @@ class Relay:
     async def close(self) -> None:
         """Stop; a batch on its way is published again by whoever comes next."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end_task(self._task)
 
     async def relay(self) -> int:
         """Publish all that is committed and that no other relay is at; how many. One project's trouble is its own."""

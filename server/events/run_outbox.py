@@ -25,6 +25,7 @@ from server.events.publisher import Publisher
 from server.log import logger
 from server.postgres import effects
 from server.postgres.tenants import Tenants, schema_of
+from server.tasks import end_task
 
 log = logger("events")
 
@@ -92,8 +93,7 @@ class Relay:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end_task(self._task)
 
     async def _go_on(self) -> None:
         while True:

@@ -18,6 +18,7 @@ from server.events.bus import EventBus
 from server.log import logger
 from server.runs import stream
 from server.runs.record import RunRecord, batch, encode
+from server.tasks import end_task
 
 log = logger("runs")
 
@@ -104,8 +105,7 @@ class Recorder:
     async def close(self) -> None:
         """Send what there is, for at most CLOSE_S."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end_task(self._task)
         try:
             async with asyncio.timeout(CLOSE_S):
                 await self._flush_until_sent()

@@ -11,13 +11,16 @@ import nats
 import pytest
 
 from engines.contract import Outcome, Result
-from server.dispatch import consumer
+from server.dispatch import consumer, intake, ledger, parked
+from server.dispatch.holds import Holds
+from server.dispatch.planning import choose
 from server.errors import NotFound, Unavailable
 from server.events import stream
 from server.events.envelope import encode
 from server.invocations.invoke import Call
 from server.postgres.control import transaction
 from tests.fix_dispatch import THREW, TYPE, Answer, Gate, Site, status
+from tests.fix_ledger import insert_delivery
 from tests.fix_runs import eventually
 from tests.fix_triggers import add_workflow
 
@@ -223,6 +226,17 @@ async def test_odd_subjects_and_headers_do_not_end_the_connection(site: Site, he
     await site.taken()
 
 
+async def test_what_is_parked_comes_again_and_is_parked_once(site: Site) -> None:
+    moment = datetime(2026, 7, 1, tzinfo=UTC)
+    message = consumer.Message("atlasdb.events.a", b"{", "", 7, moment)
+    for _ in range(2):
+        async with transaction(site.pool) as conn:
+            await parked.park(conn, [(message, "no event")])
+    async with transaction(site.pool) as conn:
+        cursor = await conn.execute("SELECT sequence, parked_at FROM parked_messages")
+        assert await cursor.fetchall() == [(7, moment)]
+
+
 async def encoded(site: Site) -> bytes:
     return encode(site.event(3))
 
@@ -236,6 +250,32 @@ async def test_a_paused_trigger_holds_what_fires_it_and_runs_it_later(site: Site
     await site.change(trigger_id, "paused = false")
     await site.until({"done": 3})
     assert all(row["released_at"] for row in await site.rows())
+
+
+async def test_what_is_held_goes_on_in_batches_of_each_trigger_in_turn(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "BATCH", 2)
+    release, order = ledger.release, []
+
+    async def releasing(conn: Any, trigger_id: str, *, enabled: bool) -> int:
+        order.append(trigger_id)
+        if len(order) == 2:
+            await conn.execute("UPDATE triggers SET paused = false WHERE id = %s", [late])
+        return await release(conn, trigger_id, enabled=enabled)
+
+    monkeypatch.setattr(ledger, "release", releasing)
+    many, few, late = sorted([await site.trigger(paused=True) for _ in range(3)])
+    async with transaction(site.pool) as conn:
+        for trigger_id, count in ((many, 5), (few, 1), (late, 1)):
+            for _ in range(count):
+                await insert_delivery(conn, site.project_id, trigger_id, state="held")
+        await conn.execute("UPDATE triggers SET paused = false WHERE id <> %s", [late])
+    released: list[None] = []
+    await Holds(site.pool, lambda: released.append(None)).look()
+    assert order == [many, few, many, late, many]
+    assert len(released) == 5
+    assert await site.states() == {"queued": 7}
 
 
 async def test_what_waits_is_held_when_its_trigger_is_paused_and_cancelled_when_it_is_gone(site: Site) -> None:
@@ -310,11 +350,18 @@ async def test_draining_gives_back_what_does_not_end(site: Site) -> None:
     await site.until({"running": 3})
     await worker.dispatcher.close(drain_s=0.05)
     await site.until({"queued": 3})
-    assert {(row["attempts"], len(row["history"]), row["lease"]) for row in await site.rows()} == {(0, 0, None)}
+    for row in await site.rows():
+        assert (row["attempts"], row["lease"], row["outcome"]) == (0, None, "lost")
+        (entry,) = row["history"]
+        assert (entry["attempt"], entry["outcome"], entry["reason"]) == (1, "lost", "WORKER_STOPPED")
+        assert datetime.fromisoformat(entry["began_at"]) <= datetime.fromisoformat(entry["ended_at"])
+        assert row["error"] == {"reason": entry["reason"], "message": entry["message"]}
+    assert {row["history"][0]["run_id"] for row in await site.rows()} == {call.run_id for call in worker.invoker.calls}
     async with transaction(site.pool) as conn:
         assert (await (await conn.execute("SELECT count(*) FROM dispatch_leases")).fetchone()) == (0,)
     await (await site.worker()).start()
     await site.until({"done": 3})
+    assert {(row["attempts"], len(row["history"]), row["error"]) for row in await site.rows()} == {(1, 2, None)}
 
 
 async def test_draining_lets_runs_end(site: Site) -> None:
@@ -378,3 +425,46 @@ async def test_many_triggers_of_one_event_are_all_written(site: Site) -> None:
         return not (await site.bus.jetstream.consumer_info(stream.NAME, "dispatch")).num_ack_pending
 
     await eventually(acknowledged)
+
+
+@pytest.mark.parametrize("limit", ["PAIRS_IN_HAND", "IN_HAND_BYTES"])
+async def test_what_is_in_hand_is_bounded(site: Site, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setattr(intake, limit, 10)
+    in_hand: list[int] = []
+
+    def choosing(fired: Any, *given: Any) -> Any:
+        in_hand.append(len(fired))
+        return choose(fired, *given)
+
+    monkeypatch.setattr(intake, "choose", choosing)
+    for _ in range(8):
+        await site.trigger()
+    await site.publish(*range(40))
+    await (await site.worker()).start()
+    await site.until({"done": 320}, within_s=60)
+    await site.taken()
+    assert max(in_hand) <= 10 + 8
+
+
+async def test_one_request_brings_so_many_bytes_at_most(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer, "MAX_BYTES", 50_000)
+    await site.trigger()
+    await site.publish(*("x" * 20_000 for _ in range(9)))
+    arrived = asyncio.Event()
+    await consumer.ensure(site.bus)
+    async with consumer.Pull(site.bus, arrived.set) as pull:
+        taken: list[int] = []
+        while len(taken) < 9:
+            arrived.clear()
+            await pull.ask(9)
+
+            async def all_of_it() -> bool:
+                return pull._asked == 0
+
+            await eventually(all_of_it)
+            some = pull.take()
+            assert sum(len(message.body) for message in some) <= 50_000
+            taken += [message.sequence for message in some]
+            for message in some:
+                await pull.ack(message)
+    assert len(taken) == len({*taken}) == 9

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.dispatch import queued
+from server.dispatch import queued, starter
 from server.dispatch.consumer import DURABLE
 from server.events import stream
 from server.invocations.invoke import Call
@@ -166,6 +166,45 @@ async def test_many_keys_are_looked_at_in_pages(site: Site, monkeypatch: pytest.
     await site.until({"done": 60}, within_s=60)
     for seen in work.by_key().values():
         assert [number for number, what in seen if what == "ended"] == [0, 1, 2]
+
+
+async def test_a_look_at_many_keys_in_backoff_is_short_and_goes_on_where_it_ended(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queued, "KEYS", 3)
+    monkeypatch.setattr(starter, "LOOKS", 2)
+    looks: list[int] = []
+    lock, heads = queued.lock, queued.heads
+
+    async def locking(*given: Any) -> Any:
+        looks.append(0)
+        return await lock(*given)
+
+    async def looking(*given: Any) -> Any:
+        looks[-1] += 1
+        return await heads(*given)
+
+    monkeypatch.setattr(queued, "lock", locking)
+    monkeypatch.setattr(queued, "heads", looking)
+
+    worker = await (await site.worker(Log(fails=lambda data, attempt: data["n"] == 0))).start()
+    await site.trigger(order_key="k", retry={"attempts": 5, "backoff_ms": 3_600_000, "max_backoff_ms": 3_600_000})
+    await site.publish(*({"k": f"{key:02}", "n": 0} for key in range(40)))
+
+    async def all_failed() -> bool:
+        rows = await site.rows()
+        return len(rows) == 40 and all(row["state"] == "queued" and row["attempts"] == 1 for row in rows)
+
+    await eventually(all_failed, within_s=30)
+    for key in ("zz", "20x", "00x"):
+        await site.publish({"k": key, "n": 1})
+    await site.until({"queued": 40, "done": 3}, within_s=30)
+    assert 0 < max(looks) <= 2
+
+    async def at_rest() -> bool:
+        return not worker.dispatcher._starter._hungry
+
+    await eventually(at_rest)
 
 
 async def test_a_limit_holds_over_all_workers(site: Site) -> None:

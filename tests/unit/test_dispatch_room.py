@@ -1,5 +1,8 @@
 """Who may have a slot, and how long a pair waits for one."""
 
+import pytest
+
+from server.dispatch import room as rooms
 from server.dispatch.room import FIRST_PATIENCE_S, LEAST_PATIENCE_S, PATIENCE_S, Room
 
 
@@ -66,3 +69,11 @@ def test_pairs_wait_longer_where_runs_are_quick() -> None:
     for _ in range(20):
         room.used("a", 1.0)
     assert room.patience_s("a") == LEAST_PATIENCE_S
+
+
+def test_only_the_triggers_that_ran_last_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "REMEMBERED", 2)
+    room = Room(32)
+    for trigger_id in "abac":
+        room.used(trigger_id, 0.01)
+    assert [room.is_quick(trigger_id) for trigger_id in "abc"] == [True, False, True]

@@ -28,6 +28,7 @@ LAYERS = (
         "server.errors",
         "server.clock",
         "server.log",
+        "server.tasks",
         "server.telemetry",
         "server.paging",
         "server.fields",

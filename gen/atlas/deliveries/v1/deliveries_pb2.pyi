@@ -59,8 +59,8 @@ class Delivery(_message.Message):
     `cancelled`: by a caller, or with its trigger.
     """
     outcome: _builtins.str
-    """How the last attempt that ended did, as in Run; `lost` when the process that ran it died. Of skipped ticks of a
-    schedule `missed` or `overlapped`. Empty before.
+    """How the last attempt that ended did, as in Run; `lost` when the process that ran it died or stopped.
+    Of skipped ticks of a schedule `missed` or `overlapped`. Empty before.
     """
     order_key: _builtins.str
     """What its order is kept by, of a trigger with an `order_key`; empty without."""

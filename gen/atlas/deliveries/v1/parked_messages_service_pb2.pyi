@@ -92,7 +92,7 @@ class ParkedMessage(_message.Message):
     """Size of the whole body in bytes."""
     @_builtins.property
     def parked_at(self) -> _timestamp_pb2.Timestamp:
-        """When it was put aside."""
+        """When it came into the stream."""
 
     def __init__(
         self,

@@ -64,9 +64,13 @@ class Trigger(_message.Message):
     paused: _builtins.bool
     """Events are held while it is true, and run when it is false again."""
     order_key: _builtins.str
-    """Path into the event: deliveries for which it leads to the same value run one after the other."""
+    """Path into the event: deliveries for which it leads to the same value run one after the other. A delivery to a
+    workflow ends when its run is started: the starts are in order, and the runs themselves may overlap.
+    """
     concurrency: _builtins.int
-    """How many of its deliveries run at the same time; as many as there is room for when absent."""
+    """How many of its deliveries run at the same time; as many as there is room for when absent. A delivery to a workflow
+    ends when its run is started: the starts are limited, and not how many runs go on.
+    """
     @_builtins.property
     def config(self) -> _struct_pb2.Struct:
         """Of cron: `schedule`, and perhaps `timezone`, `catch_up_s` and `overlap`. Of cdc perhaps `operations` and `columns`, of

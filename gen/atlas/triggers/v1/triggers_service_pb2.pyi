@@ -54,9 +54,11 @@ class CreateTriggerRequest(_message.Message):
     paused: _builtins.bool
     """False when absent."""
     order_key: _builtins.str
-    """At most 512 characters; not for cron. Deliveries may run in any order when it is absent."""
+    """At most 512 characters; not for cron. Deliveries may run in any order when it is absent. To a workflow, it holds
+    for the starts of runs, not for the runs.
+    """
     concurrency: _builtins.int
-    """1 to 1,000; without a limit of its own when absent."""
+    """1 to 1,000; without a limit of its own when absent. To a workflow, it holds for the starts of runs, not for the runs."""
     @_builtins.property
     def config(self) -> _struct_pb2.Struct:
         """Required for cron, which needs `schedule`: five fields or a name such as @hourly. `timezone` of the IANA database is

@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 
 from server.errors import InvalidArgument
-from server.events.json_text import Json, JsonError, Scanner
+from server.events.json_text import MAX_VALUES, Json, JsonError, Scanner
 from server.events.types import family, parse_event_type
 from server.fields import parse_choice, parse_id, parse_name, shown, well_formed
 
@@ -26,6 +26,10 @@ MAX_EVENT_BYTES: Final = 1_048_000
 MAX_DATA_BYTES: Final = 1_000_000
 MAX_ID_CHARS: Final = 128
 MAX_TEXT_CHARS: Final = 255
+
+MAX_ENVELOPE_VALUES: Final = MAX_VALUES + 1_000
+"""Of a whole envelope, as `json_text.MAX_VALUES`: its data alone may have these, and what goes around it less than a
+thousand more: commas and brackets in id, source and subject, and between members."""
 """Of `source` and `subject`."""
 
 MAX_CAUSE_DEPTH: Final = 1_000
@@ -164,7 +168,7 @@ def text_of(found: Mapping[str, Json], name: str, *, inside: str = "") -> str:
 
 
 def _members(body: bytes) -> dict[str, Json]:
-    scanner = Scanner(body)
+    scanner = Scanner(body, most_values=MAX_ENVELOPE_VALUES)
     found = {name: scanner.value() for name in scanner.members()}
     scanner.end()
     return found

@@ -45,12 +45,15 @@ def separators(raw: bytes) -> int:
 
 
 class Scanner:
-    """Goes through a text once. What it does not raise JsonError at, up to and with `end`, is JSON."""
+    """Goes through a text once. What it does not raise JsonError at, up to and with `end`, is JSON.
 
-    def __init__(self, raw: bytes) -> None:
+    `most_values`: as MAX_VALUES, for texts of ours around what was read with that bound.
+    """
+
+    def __init__(self, raw: bytes, *, most_values: int = MAX_VALUES) -> None:
         brackets = _brackets(raw)
-        if (values := raw.count(b",") + brackets) > MAX_VALUES:
-            raise JsonError(f"it has {values} commas and opening brackets; at most {MAX_VALUES} are allowed")
+        if (values := raw.count(b",") + brackets) > most_values:
+            raise JsonError(f"it has {values} commas and opening brackets; at most {most_values} are allowed")
         try:
             self._text = raw.decode()
         except UnicodeDecodeError as why:

@@ -16,6 +16,8 @@ class Origin:
     trigger_id: str | None = None
     depth: int = 1
     """Of the run: 1 more than its event's cause has, 1 without either."""
+    step: str | None = None
+    """RUN_ID/NODE_ID of the step of a workflow run that the run is an attempt at, None for any other run."""
 
     @property
     def cause(self) -> Cause:
@@ -23,8 +25,10 @@ class Origin:
         return Cause(run_id=self.run_id, trigger_id=self.trigger_id, depth=self.depth)
 
     def mark(self, name: str) -> str:
-        """The key of what is to be done once: for all deliveries of the event to the trigger, or for all attempts at
-        the run."""
+        """The key of what is to be done once: for all attempts at the step of a workflow run, for all deliveries of
+        the event to the trigger, or for all attempts at the run."""
+        if self.step is not None:
+            return f"workflow/{self.step}/{name}"
         of = f"run/{self.run_id}" if self.event_id is None else f"event/{self.trigger_id or ''}/{self.event_id}"
         return f"{of}/{name}"
 
@@ -34,10 +38,12 @@ def origin_of(run_id: str, event: bytes | None) -> Origin:
     if event is None:
         return Origin(run_id=run_id)
     told = orjson.loads(event)
+    step = told.get("workflow")
     before = (told.get("cause") or {}).get("depth", 0)
     return Origin(
         run_id=run_id,
         event_id=told["id"],
         trigger_id=told.get("trigger_id"),
         depth=min(before + 1, MAX_CAUSE_DEPTH),
+        step=f"{step['run_id']}/{step['node_id']}" if step else None,
     )

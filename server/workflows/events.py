@@ -7,7 +7,7 @@ from typing import Any, Final
 import orjson
 
 from server.errors import InvalidArgument
-from server.events.envelope import spelled
+from server.events.envelope import MAX_ENVELOPE_VALUES, spelled
 from server.events.json_text import Json, JsonError, Scanner
 
 BY_HAND: Final = "workflow.run"
@@ -17,7 +17,7 @@ BY_HAND: Final = "workflow.run"
 def members_of(body: bytes) -> Mapping[str, Any]:
     """Each may be nested as deep as JSON may be. InvalidArgument when it is no JSON object."""
     try:
-        scanner = Scanner(body)
+        scanner = Scanner(body, most_values=MAX_ENVELOPE_VALUES)
         found = {name: scanner.value().value for name in scanner.members()}
         scanner.end()
     except JsonError as why:

@@ -50,6 +50,17 @@ def test_what_a_run_comes_from() -> None:
     assert origin_of(RUN, orjson.dumps(told)).depth == 1_000
 
 
+def test_steps_of_workflows_do_once_each_their_own() -> None:
+    def mark(run_id: str, node_id: str, attempt: int = 1, name: str = "") -> str:
+        told = {"id": "e", "type": "a", "trigger_id": TRIGGER, "attempt": attempt}
+        told |= {"workflow": {"run_id": run_id, "node_id": node_id}}
+        return origin_of(str(uuid4()), orjson.dumps(told)).mark(name)
+
+    other = str(uuid4())
+    assert mark(RUN, "charge") == mark(RUN, "charge", attempt=2) == f"workflow/{RUN}/charge/"
+    assert len({mark(RUN, "charge"), mark(RUN, "ship"), mark(other, "charge"), mark(RUN, "charge", name="n")}) == 4
+
+
 class TestCause:
     def read(self, lines: list[str], tenants: Tenants, role: str) -> list[Cause | None]:
         """Of the messages among the lines."""

@@ -9,7 +9,10 @@ import pytest
 from server.errors import InvalidArgument
 from server.events.envelope import (
     MAX_CAUSE_DEPTH,
+    MAX_ENVELOPE_VALUES,
     MAX_EVENT_BYTES,
+    MAX_ID_CHARS,
+    MAX_TEXT_CHARS,
     Cause,
     Change,
     Event,
@@ -21,6 +24,9 @@ from server.events.envelope import (
 )
 from server.events.json_text import MAX_DEPTH, MAX_VALUES, JsonError, Scanner, read
 from server.events.stream import event_of
+from server.host.origin import Origin
+from server.host.publishing import Counted
+from server.workflows.events import by_hand, members_of
 
 PROJECT = "5f0f9f0e-0000-4000-8000-000000000001"
 RUN = "5f0f9f0e-0000-4000-8000-000000000002"
@@ -135,10 +141,38 @@ NO_EVENTS = [
     b'{"data":' + b"9" * 5000 + b"}",
     b'{"data":' + b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1) + b"}",
     b'{"data":' + b"[" * 90_000 + b"]" * 90_000 + b"}",
-    b'{"data":[' + b"0," * MAX_VALUES + b"0]}",
+    b'{"data":[' + b"0," * MAX_ENVELOPE_VALUES + b"0]}",
     b'{"id":"a","id":"b"}',
     b"x" * (MAX_EVENT_BYTES + 1),
 ]
+
+
+def test_whatever_data_a_request_may_have_can_be_read_in_its_envelope() -> None:
+    """However many commas and brackets id, source and subject have."""
+    data = read(b"[" + b"0," * (MAX_VALUES - 1) + b"0]")
+    for crowd in ("", "[{,"):
+        event = Event(
+            id=(crowd * MAX_ID_CHARS)[:MAX_ID_CHARS] or "e",
+            type="order.paid",
+            project_id=PROJECT,
+            time=NOON,
+            source=(crowd * MAX_TEXT_CHARS)[:MAX_TEXT_CHARS] or "api",
+            data=data,
+            subject=(crowd * MAX_TEXT_CHARS)[:MAX_TEXT_CHARS] or None,
+            cause=Cause(run_id=RUN, trigger_id=TRIGGER, depth=MAX_CAUSE_DEPTH),
+        )
+        assert decode(encode(event)) == event
+        assert members_of(encode(event))["data"] == data.value
+    assert members_of(by_hand(PROJECT, RUN, data, NOON))["data"] == data.value
+    with pytest.raises(JsonError):
+        read(b"[" + b"0," * MAX_VALUES + b"0]")
+
+
+@pytest.mark.parametrize("data", [b"0," * (MAX_VALUES - 1) + b"0", b"0," * (MAX_VALUES - 4) + b"0"])
+def test_what_a_function_publishes_can_be_read(data: bytes) -> None:
+    counted = Counted(PROJECT, Origin(run_id=RUN, event_id="e", trigger_id=TRIGGER, depth=MAX_CAUSE_DEPTH))
+    event = counted.event("publish", "order.paid", b"[" + data + b"]", "", "")
+    assert decode(encode(event)) == event
 
 
 @pytest.mark.parametrize("raw", NO_EVENTS, ids=lambda raw: repr(raw[:16]))

@@ -7,18 +7,22 @@ from typing import Any
 
 import pytest
 
+from server.dispatch import backfills
 from server.dispatch.backfills import kept_from
-from server.errors import InvalidArgument
+from server.errors import InvalidArgument, ResourceExhausted
 from server.events import stream
 from server.events.envelope import Change
 from server.events.json_text import Json, read
 from server.events.types import escape
 from server.postgres.control import transaction
+from server.triggers import backfill
+from server.triggers.definition import Trigger
 from server.triggers.rows import Record
 from server.triggers.store import Triggers
 from tests.fix_dispatch import SETTINGS, TYPE, Gate, Site
 from tests.fix_functions import add_project
 from tests.fix_runs import eventually
+from tests.fix_triggers import add_function
 
 
 @pytest.fixture
@@ -35,6 +39,12 @@ async def create(site: Site, start_from: datetime | None = None, **fields: Any) 
     start = start_from or datetime.now(UTC) - timedelta(minutes=1)
     triggers = Triggers(site.pool, site.changes, events_keep_hours=SETTINGS.events_keep_hours)
     return await triggers.create(site.project_id, members(site, start_from=start.isoformat(), **fields))
+
+
+async def create_in(site: Site, project_id: str) -> Record:
+    function_id = await add_function(site.pool, project_id)
+    given = members(site, function_id=function_id, start_from=(datetime.now(UTC) - timedelta(minutes=1)).isoformat())
+    return await Triggers(site.pool, site.changes).create(project_id, given)
 
 
 async def state_of(site: Site, trigger_id: str) -> tuple[str, int, int] | None:
@@ -204,6 +214,53 @@ async def test_what_is_refused_leaves_nothing(site: Site, wrong: dict[str, Any])
         await triggers.create(site.project_id, given)
     assert caught.value.field == "start_from"
     assert not (await triggers.list(site.project_id)).items
+
+
+async def test_a_project_has_so_many_at_a_time_and_no_more(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backfill, "MAX_RUNNING", 2)
+    first = await create(site)
+    made = await asyncio.gather(*(create(site) for _ in range(3)), return_exceptions=True)
+    refused = [each for each in made if isinstance(each, ResourceExhausted)]
+    assert len(refused) == 2
+    assert refused[0].reason == "BACKFILL_LIMIT"
+    assert refused[0].metadata == {"limit": "backfills", "used": "2", "allowed": "2"}
+    triggers = Triggers(site.pool, site.changes)
+    assert len((await triggers.list(site.project_id)).items) == 2
+    await triggers.delete(site.project_id, first.id)
+    await create(site)
+
+
+async def test_one_of_each_project_comes_first(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backfills, "AT_ONCE", 2)
+    await site.publish(*range(100))
+    greedy = [await create(site) for _ in range(4)]
+    other = await create_in(site, await add_project(site.pool))
+    await (await site.worker()).start()
+    for each in (other, *greedy):
+        await until_over(site, each.id)
+    async with transaction(site.pool) as conn:
+        cursor = await conn.execute("SELECT trigger_id FROM trigger_backfills ORDER BY finished_at")
+        ended = [str(trigger_id) for (trigger_id,) in await cursor.fetchall()]
+    assert {*ended[:2]} == {greedy[0].id, other.id}
+
+
+async def test_a_long_one_does_not_keep_others_waiting(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backfills, "AT_ONCE", 1)
+    monkeypatch.setattr(backfills, "TURN_S", 0.0)
+    await site.publish(*range(100))
+    first, second = await create(site), await create(site)
+    worker = await site.worker()
+    step, steps = worker.dispatcher._backfills._step, []
+
+    async def noted(job: Any, trigger: Trigger) -> None:
+        steps.append(trigger.id)
+        await step(job, trigger)
+
+    monkeypatch.setattr(worker.dispatcher._backfills, "_step", noted)
+    await worker.start()
+    for each in (first, second):
+        assert await until_over(site, each.id) == ("done", 100, 100)
+    assert steps[:6] == [first.id, second.id] * 3
 
 
 async def test_a_deleted_trigger_is_forgotten(site: Site) -> None:

@@ -59,7 +59,8 @@ UPDATE trigger_backfills SET next_sequence = %(next)s, looked_at = looked_at + %
 WHERE trigger_id = %(trigger_id)s AND owner = %(owner)s AND state = 'running'
 """
 _END: Final = """
-UPDATE trigger_backfills SET state = %s, finished_at = now(), owner = NULL
+UPDATE trigger_backfills SET finished_at = now(), owner = NULL,
+  state = CASE WHEN %s <> 'done' THEN 'stopped' WHEN truncated THEN 'truncated' ELSE 'done' END
 WHERE trigger_id = %s AND owner = %s AND state = 'running'
 """
 
@@ -287,3 +288,14 @@ async def kept_from(pool: Pool) -> int | None:
         )
         ((found,),) = await cursor.fetchall()
     return None if found is None else int(found)
+
+
+async def note_removed(pool: Pool, first: int, stored_at: datetime) -> None:
+    """The stream is going to begin at the place `first`, the last event before it was stored at `stored_at`: who has
+    not come so far is truncated."""
+    async with transaction(pool) as conn:
+        await conn.execute(
+            "UPDATE trigger_backfills SET truncated = true WHERE state = 'running' AND NOT truncated"
+            " AND (next_sequence < %s OR next_sequence IS NULL AND start_from <= %s)",
+            [first, stored_at],
+        )

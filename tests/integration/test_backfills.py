@@ -2,19 +2,23 @@
 
 import asyncio
 import json
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
+from nats.js.api import AckPolicy, ConsumerConfig
 
 from server.dispatch import backfills
-from server.dispatch.backfills import kept_from
+from server.dispatch.backfills import kept_from, note_removed
 from server.errors import InvalidArgument, ResourceExhausted
 from server.events import stream
 from server.events.envelope import Change
 from server.events.json_text import Json, read
 from server.events.types import escape
 from server.postgres.control import transaction
+from server.settings import Settings
 from server.triggers import backfill
 from server.triggers.definition import Trigger
 from server.triggers.rows import Record
@@ -194,6 +198,41 @@ async def test_what_is_still_to_be_read_is_kept(site: Site) -> None:
     await until_over(site, made.id)
     assert await kept_from(site.pool) is None
     assert await stream.trim(site.bus, SETTINGS, 0) == 0
+
+
+async def test_a_full_stream_goes_on_and_what_lost_events_says_so(site: Site) -> None:
+    """Publishing comes before the past: above 90 % of its size what is not read is removed all the same."""
+    other = await create_in(site, await add_project(site.pool))
+    async with transaction(site.pool) as conn:  # as if it had come so far
+        await conn.execute("UPDATE trigger_backfills SET next_sequence = 20")
+    consumer = ConsumerConfig(durable_name="d", ack_policy=AckPolicy.ALL)
+    await site.bus.jetstream.add_consumer(stream.NAME, consumer)
+    made = await create(site)
+    settings = Settings(events_keep_mb=1, events_keep_hours=1)
+
+    async def fill(of: float) -> None:
+        while (state := (await site.bus.jetstream.stream_info(stream.NAME)).state).bytes < of * 1024**2:
+            await site.publish("x" * 20_000)
+        subscription = await site.bus.jetstream.pull_subscribe_bind("d", stream.NAME)
+        with suppress(TimeoutError):
+            last = await subscription.fetch(state.messages, timeout=1)
+            await last[-1].ack_sync()
+        await subscription.unsubscribe()
+
+    async def trim() -> int:
+        return await stream.trim(site.bus, settings, await kept_from(site.pool), partial(note_removed, site.pool))
+
+    await fill(0.85)
+    assert await trim() == 0
+    await fill(1.0)
+    late = await create(site, datetime.now(UTC))
+    removed = await trim()
+    assert 0 < removed < 20
+    assert (await site.bus.jetstream.stream_info(stream.NAME)).state.bytes <= 0.9 * 1024**2
+    await (await site.worker()).start()
+    assert (await until_over(site, made.id))[0] == "truncated"
+    assert (await until_over(site, other.id))[0] == "done"
+    assert (await until_over(site, late.id))[0] == "done"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Final
 
 from server import parts, prerequisites, process
 from server.cdc.relay import Relay
-from server.dispatch.backfills import kept_from
+from server.dispatch.backfills import kept_from, note_removed
 from server.dispatch.cron import Cron
 from server.dispatch.dispatcher import Dispatcher
 from server.events import outbox, run_outbox, stream
@@ -121,7 +121,8 @@ def _dispatcher(started: Parts, triggers: TriggerCache) -> Dispatcher:
 
 
 async def _trim(started: Parts) -> None:
-    await stream.trim(started.bus, started.settings, await kept_from(started.pool))
+    kept = await kept_from(started.pool)
+    await stream.trim(started.bus, started.settings, kept, partial(note_removed, started.pool))
 
 
 async def _start_relaying(started: Parts, stack: AsyncExitStack) -> None:

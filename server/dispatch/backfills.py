@@ -41,11 +41,17 @@ LOOK_S: Final = 1.0
 AT_ONCE: Final = 4
 """Of one process."""
 
+TURN_S: Final = 10.0
+"""After which one is handed back, to be taken up again when no other has waited for longer."""
+
 _CLAIM: Final = """
-UPDATE trigger_backfills SET owner = %(lease)s WHERE trigger_id = (
+UPDATE trigger_backfills SET owner = %(lease)s, turn_at = clock_timestamp() WHERE trigger_id = (
   SELECT trigger_id FROM trigger_backfills b
   WHERE state = 'running' AND NOT EXISTS (SELECT FROM dispatch_leases l WHERE l.id = b.owner)
-  ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED)
+  ORDER BY (
+    SELECT count(*) FROM trigger_backfills o JOIN dispatch_leases l ON l.id = o.owner
+    WHERE o.project_id = b.project_id AND o.state = 'running'
+  ), coalesce(turn_at, created_at) LIMIT 1 FOR UPDATE SKIP LOCKED)
 AND EXISTS (SELECT FROM dispatch_leases WHERE id = %(lease)s)
 RETURNING trigger_id, project_id, start_from, next_sequence, last_sequence
 """
@@ -54,7 +60,8 @@ UPDATE trigger_backfills SET next_sequence = %(next)s, looked_at = looked_at + %
 WHERE trigger_id = %(trigger_id)s AND owner = %(owner)s AND state = 'running'
 """
 _END: Final = """
-UPDATE trigger_backfills SET state = %s, finished_at = now(), owner = NULL
+UPDATE trigger_backfills SET finished_at = now(), owner = NULL,
+  state = CASE WHEN %s <> 'done' THEN 'stopped' WHEN truncated THEN 'truncated' ELSE 'done' END
 WHERE trigger_id = %s AND owner = %s AND state = 'running'
 """
 
@@ -67,6 +74,7 @@ class _Job:
     next_sequence: int | None
     last_sequence: int | None
     owner: str = ""
+    turn_ends_s: float = 0.0  # of the event loop's clock
     pattern: str = ""  # that `history` reads
     history: History | None = None
 
@@ -107,25 +115,26 @@ class Backfills:
                     await self._claim()
                     for job in [*self._jobs.values()]:
                         await self._go_on(job)
+                    await self._give_up(self._over())
                     away = False
                 except (AtlasError, *stream.AWAY) as why:
                     if not away:
                         log.warning("dispatch.backfill", f"Events of the past wait: {why!r}")
                     away = True
-                    await self._give_up()
+                    await self._give_up([*self._jobs])
                 except Exception:
                     log.exception("dispatch.fault", "Events of the past wait")
-                    await self._give_up()
+                    await self._give_up([*self._jobs])
                     await asyncio.sleep(LOOK_S)
                 if not self._jobs or away:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(LOOK_S):
                             await self._wake.wait()
         finally:
-            await self._give_up()
+            await self._give_up([*self._jobs])
 
     async def _claim(self) -> None:
-        """Take up what nobody works at, as far as there is room."""
+        """Take up what nobody works at, as far as there is room: one of each project first."""
         while len(self._jobs) < AT_ONCE:
             owner = self._lease.id
             async with transaction(self._pool) as conn:
@@ -133,7 +142,7 @@ class Backfills:
                 job = await cursor.fetchone()
             if job is None:
                 return
-            job.owner = owner
+            job.owner, job.turn_ends_s = owner, asyncio.get_running_loop().time() + TURN_S
             if (lost := self._jobs.pop(job.trigger_id, None)) is not None:  # with the lease before
                 await self._shut(lost)
             self._jobs[job.trigger_id] = job
@@ -224,17 +233,24 @@ class Backfills:
         if history is not None:
             await history.__aexit__(None, None, None)
 
-    async def _give_up(self) -> None:
-        """Nothing is lost: what was not written is read again. The rows stay this process's as long as its lease."""
-        jobs, self._jobs = self._jobs, {}
-        for job in jobs.values():
+    def _over(self) -> list[str]:
+        """Whose turn is over."""
+        now_s = asyncio.get_running_loop().time()
+        return [trigger_id for trigger_id, job in self._jobs.items() if job.turn_ends_s <= now_s]
+
+    async def _give_up(self, trigger_ids: list[str]) -> None:
+        """Nothing is lost: what was not written is read again. The rows stay this process's as long as its lease, when
+        they cannot be handed back."""
+        jobs = [self._jobs.pop(trigger_id) for trigger_id in trigger_ids]
+        for job in jobs:
             await self._shut(job)
         if jobs:
             with suppress(AtlasError):
                 async with transaction(self._pool) as conn:
                     await conn.execute(
-                        "UPDATE trigger_backfills SET owner = NULL WHERE trigger_id = ANY(%s::uuid[]) AND owner = %s",
-                        [[*jobs], next(iter(jobs.values())).owner],
+                        "UPDATE trigger_backfills SET owner = NULL WHERE trigger_id = ANY(%s::uuid[])"
+                        " AND owner = ANY(%s::uuid[])",
+                        [trigger_ids, [job.owner for job in jobs]],
                     )
 
 
@@ -271,3 +287,14 @@ async def kept_from(pool: Pool) -> int | None:
         )
         ((found,),) = await cursor.fetchall()
     return None if found is None else int(found)
+
+
+async def note_removed(pool: Pool, first: int, stored_at: datetime) -> None:
+    """The stream is going to begin at the place `first`, the last event before it was stored at `stored_at`: who has
+    not come so far is truncated."""
+    async with transaction(pool) as conn:
+        await conn.execute(
+            "UPDATE trigger_backfills SET truncated = true WHERE state = 'running' AND NOT truncated"
+            " AND (next_sequence < %s OR next_sequence IS NULL AND start_from <= %s)",
+            [first, stored_at],
+        )

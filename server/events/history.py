@@ -49,6 +49,7 @@ class History:
         )
         self._subscription: JetStreamContext.PullSubscription | None = None
         self._left = 0
+        self._read = 0  # of what the consumer delivered
 
     async def __aenter__(self) -> "History":
         config = self._from.evolve(
@@ -69,17 +70,26 @@ class History:
                 await self._bus.jetstream.delete_consumer(stream.NAME, name)
 
     async def some(self) -> list[Past]:
-        """The next ones, at most AT_ONCE; none when all that there were are read."""
+        """The next ones, at most AT_ONCE; none when all that there were are read.
+
+        NATS delivers nothing twice to a consumer that acknowledges nothing: NoAnswer when some did not arrive. Open
+        another from the last place on.
+        """
         assert self._subscription is not None
         if not self._left:
             return []
         try:
             messages = await self._subscription.fetch(min(AT_ONCE, self._left), timeout=WAIT_S)
         except NoAnswer:  # they were removed meanwhile, or NATS is slow
-            self._left = (await self._subscription.consumer_info()).num_pending or 0
-            if self._left:
+            info = await self._subscription.consumer_info()
+            self._left = info.num_pending or 0
+            if self._left or (info.delivered and info.delivered.consumer_seq != self._read):
                 raise
             return []
+        for message in messages:
+            self._read += 1
+            if message.metadata.sequence.consumer != self._read:
+                raise NoAnswer
         self._left = messages[-1].metadata.num_pending
         return [
             Past(message.metadata.sequence.stream, message.metadata.timestamp, message.subject, message.data)

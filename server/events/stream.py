@@ -6,6 +6,8 @@ oldest that every consumer is done with. Only ATLAS_EVENTS_KEEP_HOURS removes an
 
 import dataclasses
 import math
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Final
 
 from nats.errors import Error as NatsError
@@ -29,8 +31,14 @@ MAX_MESSAGE_BYTES: Final = 1024 * 1024
 TRIM_ABOVE: Final = 0.5
 """Of its size; below, what is done is kept for those who look back."""
 
+KEEP_BELOW: Final = 0.9
+"""Of its size; above, what is done is no longer kept for triggers that begin with the past: publishing comes first."""
+
 AWAY: Final = (NatsError, ConnectionError, OSError, TimeoutError)
 """What NATS raises while it is away or too slow."""
+
+
+Note = Callable[[int, datetime], Awaitable[None]]
 
 
 class StreamUnusable(Exception):
@@ -85,9 +93,10 @@ async def ensure(bus: EventBus, settings: Settings) -> None:
     await bus.jetstream.update_stream(_limited(found, wanted))
 
 
-async def trim(bus: EventBus, settings: Settings, kept_from: int | None = None) -> int:
+async def trim(bus: EventBus, settings: Settings, kept_from: int | None = None, note: Note | None = None) -> int:
     """Remove the oldest events that every durable consumer is done with, until the stream is half full; how many.
-    What is stored from `kept_from` on stays.
+    What is stored from `kept_from` on stays, unless the stream is above KEEP_BELOW: then as much of it goes
+    as that is, once `note` knows where the stream is going to begin, and when the last before that was stored.
 
     Without such a consumer, or the stream, nothing is removed. One of AWAY when NATS does not answer.
     """
@@ -104,14 +113,27 @@ async def trim(bus: EventBus, settings: Settings, kept_from: int | None = None) 
         if info.config.durable_name and info.config.ack_policy is not AckPolicy.NONE
     ]
     wanted = math.ceil(state.messages * (1 - allowed_bytes / state.bytes))
-    if done and kept_from is not None:
-        done.append(kept_from - 1)
+    if kept_from is not None:
+        most_bytes = KEEP_BELOW * settings.events_keep_mb * 1024**2
+        urgent = math.ceil(state.messages * (1 - most_bytes / state.bytes))
+        wanted = min(wanted, max(kept_from - state.first_seq, urgent))
     removed = min(min(done, default=0) + 1 - state.first_seq, wanted)
     if removed <= 0:
         return 0
-    await bus.jetstream.purge_stream(NAME, seq=state.first_seq + removed)
+    first = state.first_seq + removed
+    if note is not None and kept_from is not None and first > kept_from:
+        await note(first, await _stored_at(bus, first - 1))
+    await bus.jetstream.purge_stream(NAME, seq=first)
     log.info("events.trimmed", f"Removed the {removed} oldest events, which are done", removed=removed)
     return removed
+
+
+async def _stored_at(bus: EventBus, sequence: int) -> datetime:
+    try:
+        found = (await bus.jetstream.get_msg(NAME, seq=sequence)).time
+    except NotFoundError:
+        found = None
+    return found or datetime.now(UTC)
 
 
 def _config(settings: Settings) -> StreamConfig:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from psycopg.rows import class_row
 
-from server.errors import InvalidArgument
+from server.errors import InvalidArgument, ResourceExhausted
 from server.events.envelope import parse_time, spelled
 from server.events.json_text import Json
 from server.postgres.control import Connection
@@ -21,12 +21,15 @@ from server.triggers.drafts import Draft
 from server.triggers.patterns import CRON
 
 START_FROM: Final = "start_from"
+MAX_RUNNING: Final = 10
+"""Of a project at the same time: each reads the stream, and keeps what it has not come to from being removed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backfill:
-    """How far it is. `state` is running, done, or stopped: the trigger was disabled. `looked_at` counts events of its
-    types, of all projects."""
+    """How far it is. `state` is running, done, stopped: the trigger was disabled, or truncated: it is through, but the
+    stream was nearly full, and events that it had not come to were removed. `looked_at` counts events of its types, of
+    all projects."""
 
     state: str
     start_from: datetime
@@ -65,6 +68,18 @@ def start_of(given: Json, draft: Draft, now: datetime, keep_hours: float) -> dat
 
 
 async def insert(conn: Connection, project_id: str, trigger_id: str, start: datetime) -> Backfill:
+    """Under the project's turn. ResourceExhausted when enough of the project's are running."""
+    cursor = await conn.execute(
+        "SELECT count(*) FROM trigger_backfills WHERE project_id = %s AND state = 'running'", [project_id]
+    )
+    ((running,),) = await cursor.fetchall()
+    if running >= MAX_RUNNING:
+        raise ResourceExhausted(
+            f"{running} triggers of the project are still on their way through the events of the past, which is as many"
+            f" as may at the same time; create this one when one of them is through, or without {START_FROM}",
+            reason="BACKFILL_LIMIT",
+            metadata={"limit": "backfills", "used": str(running), "allowed": str(MAX_RUNNING)},
+        )
     await conn.execute(
         "INSERT INTO trigger_backfills (trigger_id, project_id, start_from) VALUES (%s, %s, %s)",
         [trigger_id, project_id, start],

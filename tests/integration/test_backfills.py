@@ -2,23 +2,31 @@
 
 import asyncio
 import json
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
+from nats.js.api import AckPolicy, ConsumerConfig
 
-from server.dispatch.backfills import kept_from
-from server.errors import InvalidArgument
+from server.dispatch import backfills
+from server.dispatch.backfills import kept_from, note_removed
+from server.errors import InvalidArgument, ResourceExhausted
 from server.events import stream
 from server.events.envelope import Change
 from server.events.json_text import Json, read
 from server.events.types import escape
 from server.postgres.control import transaction
+from server.settings import Settings
+from server.triggers import backfill
+from server.triggers.definition import Trigger
 from server.triggers.rows import Record
 from server.triggers.store import Triggers
 from tests.fix_dispatch import SETTINGS, TYPE, Gate, Site
 from tests.fix_functions import add_project
 from tests.fix_runs import eventually
+from tests.fix_triggers import add_function
 
 
 @pytest.fixture
@@ -35,6 +43,12 @@ async def create(site: Site, start_from: datetime | None = None, **fields: Any) 
     start = start_from or datetime.now(UTC) - timedelta(minutes=1)
     triggers = Triggers(site.pool, site.changes, events_keep_hours=SETTINGS.events_keep_hours)
     return await triggers.create(site.project_id, members(site, start_from=start.isoformat(), **fields))
+
+
+async def create_in(site: Site, project_id: str) -> Record:
+    function_id = await add_function(site.pool, project_id)
+    given = members(site, function_id=function_id, start_from=(datetime.now(UTC) - timedelta(minutes=1)).isoformat())
+    return await Triggers(site.pool, site.changes).create(project_id, given)
 
 
 async def state_of(site: Site, trigger_id: str) -> tuple[str, int, int] | None:
@@ -186,6 +200,41 @@ async def test_what_is_still_to_be_read_is_kept(site: Site) -> None:
     assert await stream.trim(site.bus, SETTINGS, 0) == 0
 
 
+async def test_a_full_stream_goes_on_and_what_lost_events_says_so(site: Site) -> None:
+    """Publishing comes before the past: above 90 % of its size what is not read is removed all the same."""
+    other = await create_in(site, await add_project(site.pool))
+    async with transaction(site.pool) as conn:  # as if it had come so far
+        await conn.execute("UPDATE trigger_backfills SET next_sequence = 20")
+    consumer = ConsumerConfig(durable_name="d", ack_policy=AckPolicy.ALL)
+    await site.bus.jetstream.add_consumer(stream.NAME, consumer)
+    made = await create(site)
+    settings = Settings(events_keep_mb=1, events_keep_hours=1)
+
+    async def fill(of: float) -> None:
+        while (state := (await site.bus.jetstream.stream_info(stream.NAME)).state).bytes < of * 1024**2:
+            await site.publish("x" * 20_000)
+        subscription = await site.bus.jetstream.pull_subscribe_bind("d", stream.NAME)
+        with suppress(TimeoutError):
+            last = await subscription.fetch(state.messages, timeout=1)
+            await last[-1].ack_sync()
+        await subscription.unsubscribe()
+
+    async def trim() -> int:
+        return await stream.trim(site.bus, settings, await kept_from(site.pool), partial(note_removed, site.pool))
+
+    await fill(0.85)
+    assert await trim() == 0
+    await fill(1.0)
+    late = await create(site, datetime.now(UTC))
+    removed = await trim()
+    assert 0 < removed < 20
+    assert (await site.bus.jetstream.stream_info(stream.NAME)).state.bytes <= 0.9 * 1024**2
+    await (await site.worker()).start()
+    assert (await until_over(site, made.id))[0] == "truncated"
+    assert (await until_over(site, other.id))[0] == "done"
+    assert (await until_over(site, late.id))[0] == "done"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -204,6 +253,53 @@ async def test_what_is_refused_leaves_nothing(site: Site, wrong: dict[str, Any])
         await triggers.create(site.project_id, given)
     assert caught.value.field == "start_from"
     assert not (await triggers.list(site.project_id)).items
+
+
+async def test_a_project_has_so_many_at_a_time_and_no_more(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backfill, "MAX_RUNNING", 2)
+    first = await create(site)
+    made = await asyncio.gather(*(create(site) for _ in range(3)), return_exceptions=True)
+    refused = [each for each in made if isinstance(each, ResourceExhausted)]
+    assert len(refused) == 2
+    assert refused[0].reason == "BACKFILL_LIMIT"
+    assert refused[0].metadata == {"limit": "backfills", "used": "2", "allowed": "2"}
+    triggers = Triggers(site.pool, site.changes)
+    assert len((await triggers.list(site.project_id)).items) == 2
+    await triggers.delete(site.project_id, first.id)
+    await create(site)
+
+
+async def test_one_of_each_project_comes_first(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backfills, "AT_ONCE", 2)
+    await site.publish(*range(100))
+    greedy = [await create(site) for _ in range(4)]
+    other = await create_in(site, await add_project(site.pool))
+    await (await site.worker()).start()
+    for each in (other, *greedy):
+        await until_over(site, each.id)
+    async with transaction(site.pool) as conn:
+        cursor = await conn.execute("SELECT trigger_id FROM trigger_backfills ORDER BY finished_at")
+        ended = [str(trigger_id) for (trigger_id,) in await cursor.fetchall()]
+    assert {*ended[:2]} == {greedy[0].id, other.id}
+
+
+async def test_a_long_one_does_not_keep_others_waiting(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backfills, "AT_ONCE", 1)
+    monkeypatch.setattr(backfills, "TURN_S", 0.0)
+    await site.publish(*range(100))
+    first, second = await create(site), await create(site)
+    worker = await site.worker()
+    step, steps = worker.dispatcher._backfills._step, []
+
+    async def noted(job: Any, trigger: Trigger) -> None:
+        steps.append(trigger.id)
+        await step(job, trigger)
+
+    monkeypatch.setattr(worker.dispatcher._backfills, "_step", noted)
+    await worker.start()
+    for each in (first, second):
+        assert await until_over(site, each.id) == ("done", 100, 100)
+    assert steps[:6] == [first.id, second.id] * 3
 
 
 async def test_a_deleted_trigger_is_forgotten(site: Site) -> None:

@@ -75,13 +75,15 @@ CREATE TABLE trigger_backfills (
   trigger_id    uuid        PRIMARY KEY REFERENCES triggers ON DELETE CASCADE,
   project_id    uuid        NOT NULL,
   start_from    timestamptz NOT NULL,
-  state         text        NOT NULL DEFAULT 'running' CHECK (state IN ('running', 'done', 'stopped')),
+  state         text        NOT NULL DEFAULT 'running' CHECK (state IN ('running', 'done', 'stopped', 'truncated')),
   next_sequence bigint,                          -- in the stream: all before it are looked at; none before it began
   last_sequence bigint,                          -- the end of the stream when the trigger was in force
   looked_at     bigint      NOT NULL DEFAULT 0,  -- events of its types, of all projects
   fired         bigint      NOT NULL DEFAULT 0,
+  truncated     boolean     NOT NULL DEFAULT false, -- the full stream lost events that it had not come to
   owner         uuid,                            -- the lease of the process that works at it
+  turn_at       timestamptz,                     -- when a process last took it up
   created_at    timestamptz NOT NULL DEFAULT now(),
   finished_at   timestamptz
 );
-CREATE INDEX trigger_backfills_running ON trigger_backfills (created_at) WHERE state = 'running';
+CREATE INDEX trigger_backfills_running ON trigger_backfills (project_id) WHERE state = 'running';

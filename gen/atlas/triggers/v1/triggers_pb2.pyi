@@ -157,7 +157,9 @@ class Backfill(_message.Message):
     FIRED_FIELD_NUMBER: _builtins.int
     FINISHED_AT_FIELD_NUMBER: _builtins.int
     state: _builtins.str
-    """`running`; `done`; or `stopped`, when the trigger was disabled meanwhile."""
+    """`running`; `done`; `stopped`, when the trigger was disabled meanwhile; or `truncated`, when it is through, but the
+    stream was more than 90 % full and events were removed before they were looked at.
+    """
     looked_at: _builtins.float
     """Events of its types in the stream that were looked at, whole numbers; other projects' are among them."""
     fired: _builtins.float

@@ -158,7 +158,9 @@ class TriggerServiceServicer:
 
     def CreateTrigger(self, request, context):
         """Creates a trigger, which is in force when this answers. INVALID_ARGUMENT with the reason TARGET_NOT_FOUND when the
-        project has no such function or workflow, RESOURCE_EXHAUSTED (TRIGGER_LIMIT) above 100,000 triggers.
+        project has no such function or workflow, RESOURCE_EXHAUSTED (TRIGGER_LIMIT) above 100,000 triggers or 64 MiB of
+        conditions and config, RESOURCE_EXHAUSTED (BACKFILL_LIMIT) with `start_from` while ten of the project's triggers are
+        still on their way through the past.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,7 +45,9 @@ class TriggerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TriggerServiceAsyncStub: ...
     CreateTrigger: _grpc.UnaryUnaryMultiCallable[_triggers_service_pb2.CreateTriggerRequest, _triggers_pb2.Trigger]
     """Creates a trigger, which is in force when this answers. INVALID_ARGUMENT with the reason TARGET_NOT_FOUND when the
-    project has no such function or workflow, RESOURCE_EXHAUSTED (TRIGGER_LIMIT) above 100,000 triggers.
+    project has no such function or workflow, RESOURCE_EXHAUSTED (TRIGGER_LIMIT) above 100,000 triggers or 64 MiB of
+    conditions and config, RESOURCE_EXHAUSTED (BACKFILL_LIMIT) with `start_from` while ten of the project's triggers are
+    still on their way through the past.
     """
     CreateTriggerHttp: _grpc.UnaryUnaryMultiCallable[_triggers_service_pb2.CreateTriggerHttpRequest, _httpbody_pb2.HttpBody]
     """CreateTrigger for REST."""
@@ -105,7 +107,9 @@ class TriggerServiceAsyncStub(TriggerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTrigger: _aio.UnaryUnaryMultiCallable[_triggers_service_pb2.CreateTriggerRequest, _triggers_pb2.Trigger]  # type: ignore[assignment]
     """Creates a trigger, which is in force when this answers. INVALID_ARGUMENT with the reason TARGET_NOT_FOUND when the
-    project has no such function or workflow, RESOURCE_EXHAUSTED (TRIGGER_LIMIT) above 100,000 triggers.
+    project has no such function or workflow, RESOURCE_EXHAUSTED (TRIGGER_LIMIT) above 100,000 triggers or 64 MiB of
+    conditions and config, RESOURCE_EXHAUSTED (BACKFILL_LIMIT) with `start_from` while ten of the project's triggers are
+    still on their way through the past.
     """
     CreateTriggerHttp: _aio.UnaryUnaryMultiCallable[_triggers_service_pb2.CreateTriggerHttpRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """CreateTrigger for REST."""
@@ -168,7 +172,9 @@ class TriggerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_triggers_pb2.Trigger, _abc.Awaitable[_triggers_pb2.Trigger]]:
         """Creates a trigger, which is in force when this answers. INVALID_ARGUMENT with the reason TARGET_NOT_FOUND when the
-        project has no such function or workflow, RESOURCE_EXHAUSTED (TRIGGER_LIMIT) above 100,000 triggers.
+        project has no such function or workflow, RESOURCE_EXHAUSTED (TRIGGER_LIMIT) above 100,000 triggers or 64 MiB of
+        conditions and config, RESOURCE_EXHAUSTED (BACKFILL_LIMIT) with `start_from` while ten of the project's triggers are
+        still on their way through the past.
         """
 
     @_abc_1.abstractmethod

@@ -32,11 +32,12 @@ from server.postgres.effects import CAUSE_PREFIX
 from server.postgres.seal import Sealer
 
 MAX_COLUMNS: Final = 500_000
-"""Of all tables that are remembered, some 100 MB; tenants make as many as they like."""
+"""Of all tables that are remembered, each table counting as one more: some 100 MB; tenants make as many as they like."""
 
 
 class TooManyTables(Exception):
-    """Stream anew: the server then tells of each table again when it is next changed."""
+    """Stream anew: the server then tells of each table again when it is next changed. In one transaction alone they
+    may be too many, too."""
 
 
 class Outgoing(NamedTuple):
@@ -100,10 +101,7 @@ class Changes:
                 return [End(message.end_lsn)]
             case Relation():
                 self.seen = message
-                self._columns += len(message.columns)
-                if self._columns > MAX_COLUMNS:
-                    raise TooManyTables
-                self._tables[message.oid] = table_of(message, bases)
+                self._remember(message, bases)
             case Truncate():
                 return self._truncate(message)
             case Emitted():
@@ -112,6 +110,15 @@ class Changes:
             case Other():
                 pass
         return []
+
+    def _remember(self, relation: Relation, bases: Mapping[int, int]) -> None:
+        """In place of what the table was before it was altered. TooManyTables."""
+        before, table = self._tables.get(relation.oid), table_of(relation, bases)
+        columns = self._columns + _weight(table) - _weight(before)
+        if columns > MAX_COLUMNS:
+            raise TooManyTables(f"tables with more than {MAX_COLUMNS} columns were changed")
+        self._columns = columns
+        self._tables[relation.oid] = table
 
     def _row(self, message: Insert | Update | Delete) -> list[Outgoing | End]:
         table, moment = self._next(message.relation)
@@ -148,6 +155,8 @@ class Changes:
         self._change += 1
         position = Position(self._slot, self._begin.commit_lsn, self._change)
         table = self._tables[relation]
+        if table is not None:
+            self.seen = table.relation  # which is told of once in a stream, not in each transaction
         if table is None or position.reached(self._last):
             return table, None
         return table, Moment(position, self._time, self._cause_in(table.relation.schema))
@@ -159,3 +168,7 @@ class Changes:
         if self._cause[0] != schema:
             self._cause = (schema, cause.read(self._told, schema, self._sealer))
         return self._cause[1]
+
+
+def _weight(table: Table | None) -> int:
+    return 0 if table is None else 1 + len(table.columns)

@@ -34,6 +34,7 @@ class Link:
         self._reader = reader
         self._write = write
         self._frames = Frames()
+        self._ended: SqlError | ConnectionLost | None = None
 
     @classmethod
     async def open(cls, tenants: Tenants, slot: str) -> "Link":
@@ -51,7 +52,10 @@ class Link:
         return cls(session, reader, writer.write)
 
     async def read(self) -> list[Frame]:
-        """The next frames, maybe none yet. SqlError when the walsender gives up; ConnectionLost; ProtocolError."""
+        """The next frames, maybe none yet. Once there are no more: SqlError when the walsender gives up;
+        ConnectionLost; ProtocolError."""
+        if self._ended:
+            raise self._ended
         try:
             data = await self._reader.read(READ_BYTES)
             found = self._frames.feed(data)
@@ -59,11 +63,13 @@ class Link:
             raise ConnectionLost(f"the replication connection ended: {why}") from why
         if not data:
             raise ConnectionLost("the walsender closed the connection")
-        for frame in found:
-            if isinstance(frame, wire.Message) and frame.type == b"E":
-                raise SqlError(wire.fields(frame.body))
-            if isinstance(frame, wire.Message) and frame.type == b"c":
-                raise ConnectionLost("the walsender ended the stream")
+        for number, frame in enumerate(found):
+            if isinstance(frame, wire.Message) and frame.type in (b"E", b"c"):
+                failed = frame.type == b"E"
+                self._ended = (
+                    SqlError(wire.fields(frame.body)) if failed else ConnectionLost("the walsender ended the stream")
+                )
+                return found[:number]  # they came before the end, and may be whole transactions
         return found
 
     def confirm(self, lsn: int) -> None:

@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from server.cdc.changes import Changes, End, Outgoing
+from server.cdc.changes import Changes, End, Outgoing, TooManyTables
 from server.cdc.frames import Frame, Keepalive, Logged
 from server.cdc.link import Link
 from server.cdc.outlet import MAX_BATCH, Outlet
-from server.cdc.pgoutput import Relation, decode
+from server.cdc.pgoutput import ProtocolError, Relation, decode
+from server.postgres.session import SqlError
 from server.telemetry.metrics import Metrics
 
 WINDOW_BYTES: Final = 4 * 1024 * 1024
@@ -22,8 +23,14 @@ CONFIRM_S: Final = 0.05
 YIELD_AFTER: Final = 100
 """Frames, so that the process's other work gets its turn."""
 
+LARGE_BYTES: Final = 64 * 1024
+"""Of a frame after which it gets its turn in any case."""
+
 FIRST_OWN_OID: Final = 16_384
 """Of what is not built in: a type from here on may be a domain."""
+
+UNREADABLE: Final = (SqlError, ProtocolError, TooManyTables)
+"""What ends a stream because of what is in it, at the same place the next time."""
 
 BaseTypes = Callable[[list[int]], Awaitable[Mapping[int, int]]]
 
@@ -36,29 +43,38 @@ class Pump:
         self._queue: deque[Outgoing | End] = deque()
         self._waiting_bytes = 0
         self._more, self._room = asyncio.Event(), asyncio.Event()
+        self._stored = asyncio.Event()
+        self._stored.set()
         self._confirmed_s = 0.0
         self.confirmed = 0
         """Everything before this LSN is stored; 0 at first, which says nothing."""
 
     async def run(self, changes: Changes, base_types: BaseTypes) -> None:
-        """Until the first exception of the link, of the decoder or of the outlet."""
+        """Until the first exception of the link, of the decoder or of the outlet. What was read before something that
+        cannot be read (UNREADABLE) is stored first, however long that takes: it may be skipped next, and what comes
+        before it with it."""
         reading = asyncio.create_task(self._read(changes, base_types))
         storing = asyncio.create_task(self._store())
+        stored: asyncio.Task[bool] | None = None
         try:
             await asyncio.wait((reading, storing), return_when=asyncio.FIRST_COMPLETED)
-            for task in (reading, storing):
+            if reading.done() and isinstance(reading.exception(), UNREADABLE):
+                stored = asyncio.create_task(self._stored.wait())
+                await asyncio.wait((stored, storing), return_when=asyncio.FIRST_COMPLETED)
+            for task in (storing, reading):
                 if task.done():
                     task.result()
         finally:
-            for task in (reading, storing):
-                task.cancel()
-            await asyncio.wait((reading, storing))
+            tasks = [task for task in (reading, storing, stored) if task is not None]
+            for each in tasks:
+                each.cancel()
+            await asyncio.wait(tasks)
 
     async def _read(self, changes: Changes, base_types: BaseTypes) -> None:
         while True:
             for number, frame in enumerate(await self._link.read(), 1):
                 await self._take(frame, changes, base_types)
-                if number % YIELD_AFTER == 0:
+                if number % YIELD_AFTER == 0 or (isinstance(frame, Logged) and len(frame.body) > LARGE_BYTES):
                     await asyncio.sleep(0)
 
     async def _take(self, frame: Frame, changes: Changes, base_types: BaseTypes) -> None:
@@ -86,6 +102,7 @@ class Pump:
         if isinstance(item, Outgoing):
             self._waiting_bytes += len(item.body)
         self._more.set()
+        self._stored.clear()
 
     async def _store(self) -> None:
         while True:
@@ -100,6 +117,7 @@ class Pump:
                 self._confirm()
             if not self._queue:
                 self._more.clear()
+                self._stored.set()
             self._room.set()
 
     def _window(self) -> tuple[list[Outgoing], End | None]:

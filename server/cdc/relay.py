@@ -18,8 +18,7 @@ from server.cdc import gaps, slot
 from server.cdc.changes import Changes, TooManyTables
 from server.cdc.link import Link
 from server.cdc.outlet import Outlet, TooSmall
-from server.cdc.pgoutput import ProtocolError
-from server.cdc.pump import Pump
+from server.cdc.pump import UNREADABLE, Pump
 from server.cdc.strikes import Strikes
 from server.events import stream
 from server.events.bus import EventBus
@@ -142,7 +141,7 @@ class Relay:
             for task in tasks:
                 if task.done():
                     task.result()
-        except (SqlError, ProtocolError) as why:
+        except UNREADABLE as why:
             if changes is not None:
                 self._strikes.count(why, name, changes)
             raise

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from psycopg import AsyncConnection
-from psycopg.errors import ObjectInUse
+from psycopg.errors import ObjectInUse, ObjectNotInPrerequisiteState, UndefinedObject
 from psycopg.types.json import Jsonb
 
 from server.cdc.position import Position, lsn_text, parse_lsn, parse_position
@@ -93,9 +93,20 @@ async def gap_told(admin: AsyncConnection) -> None:
     await admin.execute("UPDATE atlas.cdc SET gap = NULL")
 
 
-async def skip(admin: AsyncConnection, name: str, lsn: int) -> None:
-    """What was committed before `lsn` is not decoded again."""
-    await admin.execute("SELECT pg_replication_slot_advance(%s, %s)", [name, lsn_text(lsn)])
+async def take_gap_back(admin: AsyncConnection, gap: Gap, before: Gap | None) -> None:
+    """As if it was not noted over `before`; nothing when it was told meanwhile."""
+    noted = Jsonb(asdict(before)) if before else None
+    await admin.execute("UPDATE atlas.cdc SET gap = %s WHERE gap = %s", [noted, Jsonb(asdict(gap))])
+
+
+async def skip(admin: AsyncConnection, name: str, lsn: int) -> bool:
+    """What was committed before `lsn` is not decoded again. False, and nothing is changed, when another reads from the
+    slot, or it is lost or gone."""
+    try:
+        await admin.execute("SELECT pg_replication_slot_advance(%s, %s)", [name, lsn_text(lsn)])
+    except (ObjectInUse, ObjectNotInPrerequisiteState, UndefinedObject):
+        return False
+    return True
 
 
 async def confirmed(admin: AsyncConnection, name: str) -> tuple[int, int]:

@@ -2,7 +2,8 @@
 
 A tenant can write a row of 1 GB that needs more memory to be decoded than a walsender has; then every start ends in
 the same error at the same place. It is skipped when it ended three streams: by the LSN of its commit when it has begun
-before the error, else by advancing step by step, the step doubled each time. Its project, or all when nobody knows
+before the error, else by advancing step by step, the step doubled each time. What came before it is stored by then
+(`Pump.run`), so that nothing else is passed over. Its project, or all when nobody knows
 whose it is, is told with a `cdc.gap` event.
 """
 
@@ -11,7 +12,7 @@ from typing import Final
 from psycopg import AsyncConnection
 
 from server.cdc import slot
-from server.cdc.changes import Changes
+from server.cdc.changes import Changes, TooManyTables
 from server.cdc.pgoutput import ProtocolError
 from server.cdc.position import Position, lsn_text
 from server.cdc.slot import Gap
@@ -35,22 +36,25 @@ class Strikes:
         self._place = "", 0
         self._slot = ""
         self._commit_lsn: int | None = None
+        self._ended_lsn = 0
+        self._at: int | None = None
         self._project_id: str | None = None
         self._reason = ""
         self._count = 0
         self._step_bytes = FIRST_STEP_BYTES
 
-    def count(self, why: SqlError | ProtocolError, name: str, changes: Changes) -> None:
-        """A stream of the slot has ended so."""
+    def count(self, why: SqlError | ProtocolError | TooManyTables, name: str, changes: Changes) -> None:
+        """A stream of the slot has ended so, and all before it is stored."""
         if isinstance(why, SqlError) and why.sqlstate.startswith(_NOT_ITS_FAULT):
             return
         commit_lsn = changes.open.commit_lsn if changes.open else None
-        place = name, commit_lsn if commit_lsn is not None else -changes.ended_lsn
+        ended_lsn = changes.ended_lsn or (self._ended_lsn if name == self._slot else 0)  # 0: nothing came after it
+        place = name, commit_lsn if commit_lsn is not None else -ended_lsn
         if place != self._place:
-            self._count, self._step_bytes = 0, FIRST_STEP_BYTES
-        self._place, self._slot, self._commit_lsn = place, name, commit_lsn
+            self._forget()
+        self._place, self._slot, self._commit_lsn, self._ended_lsn = place, name, commit_lsn, ended_lsn
         self._project_id = project_of(changes.seen.schema) if changes.open and changes.seen else None
-        self._reason = f"undecodable ({why.sqlstate if isinstance(why, SqlError) else 'protocol'})"
+        self._reason = f"undecodable ({_named(why)})"
         self._count += 1
         log.error(
             "cdc.undecodable",
@@ -59,19 +63,38 @@ class Strikes:
             project_id=self._project_id,
         )
 
+    def _forget(self) -> None:
+        self._count, self._step_bytes, self._at = 0, FIRST_STEP_BYTES, None
+
     async def skip(self, admin: AsyncConnection) -> None:
-        """Skip what has failed too often, the gap noted before. While nobody streams from the slot."""
+        """Skip what has failed too often, the gap noted before. While nobody streams from the slot; another that does
+        has gone on, and what failed here counts anew."""
+        if not self._count:
+            return
+        since, end = await slot.confirmed(admin, self._slot)
+        if 0 < since < self._ended_lsn and await slot.skip(admin, self._slot, self._ended_lsn):
+            since = self._ended_lsn  # stored, which the server did not hear any more
+        gone_on = self._at not in (None, since) if self._commit_lsn is None else since > self._commit_lsn
+        if gone_on:
+            self._forget()
+        self._at = since
         if self._count < STRIKES:
             return
-        self._count = 0 if self._commit_lsn is not None else STRIKES - 1  # each step may be tried at once
-        since, end = await slot.confirmed(admin, self._slot)
         if self._commit_lsn is not None:
             until = self._commit_lsn + 1
         else:
             until = min(since + self._step_bytes, end)
+        if until > since and not await self._pass_over(admin, since, until):
+            self._forget()
+        elif self._commit_lsn is not None:
+            self._forget()
+        else:
+            self._count = STRIKES - 1  # each step may be tried at once
             self._step_bytes *= 2
-        if until <= since:
-            return
+            self._at = max(since, until)
+
+    async def _pass_over(self, admin: AsyncConnection, since: int, until: int) -> bool:
+        """False when it could not be, and no gap is told."""
         untold = await slot.noted_gap(admin)
         gap = Gap(
             reason=self._reason,
@@ -81,10 +104,19 @@ class Strikes:
             project_id=self._project_id if untold is None or untold.project_id == self._project_id else None,
         )
         await slot.note_gap(admin, gap)
-        await slot.skip(admin, self._slot, until)
+        if not await slot.skip(admin, self._slot, until):
+            await slot.take_gap_back(admin, gap, untold)
+            return False
         log.error(
             "cdc.skipped",
             f"Changes up to {lsn_text(until)} are skipped, and told as a gap",
             since=lsn_text(since),
             project_id=self._project_id,
         )
+        return True
+
+
+def _named(why: SqlError | ProtocolError | TooManyTables) -> str:
+    if isinstance(why, SqlError):
+        return why.sqlstate
+    return "protocol" if isinstance(why, ProtocolError) else "too many tables"

@@ -12,9 +12,9 @@ from psycopg import AsyncConnection, OperationalError
 from psycopg.errors import FeatureNotSupported
 
 from server.cdc import relay as relaying
-from server.cdc import slot
+from server.cdc import pump, slot
 from server.cdc.changes import Changes
-from server.cdc.pgoutput import Begin, ProtocolError
+from server.cdc.pgoutput import Begin, Message, ProtocolError, decode
 from server.cdc.position import lsn_text, parse_position
 from server.cdc.relay import Relay
 from server.cdc.strikes import STRIKES, Strikes
@@ -457,6 +457,52 @@ class TestRelay:
         assert [event.data.value["id"] for event in (*before.events, *after)] == list(range(1, 26))
         await relay.close()
         await forget_slots(tenants)
+
+    async def test_what_was_read_before_a_transaction_that_is_skipped_is_stored_though_the_stream_was_full(
+        self,
+        cdc_bus: EventBus,
+        person: AsyncConnection,
+        project: str,
+        tenants: Tenants,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def refusing(body: bytes) -> Message:
+            if b"unreadable" in body:
+                raise ProtocolError("not this one")
+            return decode(body)
+
+        monkeypatch.setattr(pump, "decode", refusing)
+        other = str(uuid4())
+        await tenants.provision(other)
+        relay = Relay(tenants, cdc_bus, Settings(events_keep_mb=16), Metrics())
+        await relay.start()
+        await streaming(tenants)
+        await run(person, "CREATE TABLE t (id int, v text)")
+        async with await AsyncConnection.connect(tenants.psql_url(other), autocommit=True) as tenant:
+            await run(tenant, "CREATE TABLE t (v text)")
+            for number in range(1, 26):
+                await run(person, f"INSERT INTO t VALUES ({number}, repeat('x', 900000))")
+            await run(tenant, "INSERT INTO t VALUES ('unreadable')")
+        await run(person, "INSERT INTO t VALUES (26)")
+
+        async def full() -> bool:
+            return "the stream is full" in caplog.text
+
+        await eventually(full)
+        before = Stored(cdc_bus)
+        stayed = len(await before.read())
+        assert 0 < stayed < 25
+        assert "cdc.undecodable" not in caplog.text, "no strike before they are stored"
+        await cdc_bus.jetstream.purge_stream(stream.NAME)
+        after = Stored(cdc_bus)
+        mine = await after.of(project, 26 - stayed)
+        assert [event.data.value["id"] for event in (*before.events, *mine)] == list(range(1, 27))
+        [gap] = await after.of(other, 1)
+        assert gap.data.value["reason"] == "undecodable (protocol)"
+        await relay.close()
+        await forget_slots(tenants)
+        await tenants.drop(other)
 
     async def test_what_others_publish_among_the_changes_changes_nothing(
         self, relay: Relay, stored: Stored, cdc_bus: EventBus, person: AsyncConnection, project: str

@@ -176,6 +176,18 @@ class TestOrder:
         with pytest.raises(TooManyTables):
             taken(subject, *tables)
 
+    def test_a_table_that_is_told_of_again_is_remembered_once(self) -> None:
+        columns = tuple(Column(f"c{n}", 23, False) for n in range(1600))
+        subject = changes()
+        taken(subject, *[Relation(7, SCHEMA, "t", "f", columns)] * 1000)
+
+    def test_whose_transaction_it_is_shows_in_its_changes_when_the_table_was_told_of_before(self) -> None:
+        subject = changes()
+        taken(subject, BEGIN, TABLE, COMMIT, BEGIN)
+        assert subject.seen is None
+        taken(subject, Insert(7, [b"1", None, None]))
+        assert subject.seen == TABLE
+
 
 def test_only_a_projects_schema_leads_to_a_project() -> None:
     assert schema_of(PROJECT) == SCHEMA

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -24,8 +24,8 @@ from server.workflows.transitions import After, Ended
 
 log = logger("workflows")
 
-WRITE_ATTEMPTS: Final = 20
-"""At a second each, to write how a step ended; then its lease is over and it is run again."""
+WRITE_ATTEMPTS: Final = 600
+"""At a second or more each, to write how a step ended or give it back; then its lease is over and it is run again."""
 
 WRITE_PAUSE_S: Final = 1.0
 
@@ -70,7 +70,7 @@ class Stepping:
         except Unavailable as why:
             log.warning("workflows.unread", f"A step is given back: {why}", run_id=claimed.run_id)
             await asyncio.sleep(WRITE_PAUSE_S)
-            await self._give_back(claimed)
+            await _whole(self._give_back(claimed, WRITE_ATTEMPTS))
             return
         finally:
             self._metrics.workflow_running().set(len(self._claims) - 1)
@@ -101,11 +101,12 @@ class Stepping:
 
     async def _write(self, claimed: Claimed, definition: Definition, ended: Ended | Wait | _Failed) -> None:
         """How it ended, as soon as the database takes it."""
-        for _ in range(WRITE_ATTEMPTS):
+        for attempt in range(WRITE_ATTEMPTS):
             try:
                 after, outcome = await self._written(claimed, definition, ended)
             except Unavailable as why:
-                log.warning("workflows.unwritten", f"The end of a step waits to be written: {why}")
+                if attempt == 0:
+                    log.warning("workflows.unwritten", f"The end of a step waits to be written: {why}")
                 await asyncio.sleep(WRITE_PAUSE_S)
             else:
                 await self._tell(claimed, definition.nodes[claimed.node_id], after, outcome)
@@ -148,14 +149,20 @@ class Stepping:
                 await transitions.end_run(conn, claimed.run_id, "failed", error)
         await stream.tell(self._bus, stream.PROGRESS, claimed.run_id)
 
-    async def _give_back(self, claimed: Claimed) -> None:
-        tickets: Sequence[stream.Ticket] = ()
-        try:
-            async with transaction(self._pool) as conn:
-                tickets = await queue.give_back(conn, claimed)
-        except AtlasError as why:
-            log.warning("workflows.unwritten", f"A step is left to its lease: {why}", run_id=claimed.run_id)
-        await stream.send(self._bus, tickets)
+    async def _give_back(self, claimed: Claimed, attempts: int = 1) -> None:
+        """What cannot be given back is taken as that of a dead worker, once its lease is over."""
+        for left in reversed(range(attempts)):
+            try:
+                async with transaction(self._pool) as conn:
+                    tickets = await queue.give_back(conn, claimed)
+            except AtlasError as why:
+                if left:
+                    await asyncio.sleep(WRITE_PAUSE_S)
+                else:
+                    log.warning("workflows.unwritten", f"A step is left to its lease: {why}", run_id=claimed.run_id)
+            else:
+                await stream.send(self._bus, tickets)
+                return
 
 
 def _ended(attempt: Attempt, got: Output) -> Ended:

@@ -201,9 +201,9 @@ async def test_the_end_of_a_step_is_written_when_the_database_is_back(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what reads from it meanwhile gives its step back."""
-    monkeypatch.setattr(running, "WRITE_PAUSE_S", 0.05)
-    real_finish, real_results = transitions.finish, records.results
-    away = Counter({"finish": 3, "results": 2})
+    monkeypatch.setattr(running, "WRITE_PAUSE_S", 0.02)
+    real_finish, real_results, real_give_back = transitions.finish, records.results, queue.give_back
+    away = Counter({"finish": 60, "results": 2, "give_back": 3})
 
     async def finish(*args: Any) -> Any:
         if (left := away["finish"]) > 0:
@@ -217,12 +217,20 @@ async def test_the_end_of_a_step_is_written_when_the_database_is_back(
             raise Unavailable("The database is away", reason="AWAY")
         return await real_results(*args)
 
+    async def give_back(*args: Any) -> Any:
+        if (left := away["give_back"]) > 0:
+            away["give_back"] = left - 1
+            raise Unavailable("The database is away", reason="AWAY")
+        return await real_give_back(*args)
+
+    monkeypatch.setattr(queue, "give_back", give_back)
     monkeypatch.setattr(transitions, "finish", finish)
     monkeypatch.setattr(records, "results", results)
     node = await site.worker()
     run, steps = await site.ended(await site.run(await site.define([kv("a", 1), kv("b", "{{steps.a.output}}")], "a b")))
     assert (run.state, node.attempts, steps["b"].output) == ("succeeded", {"a": 1, "b": 1}, b"1")
     assert steps["b"].attempts == 1
+    assert await site.execute("SELECT sum(deaths)::int FROM workflow_steps") == [(0,)]
 
 
 async def test_a_definition_that_this_release_refuses_fails_its_run(site: Site) -> None:

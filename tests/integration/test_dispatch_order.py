@@ -159,18 +159,13 @@ async def test_order_goes_on_when_the_stream_was_lost(site: Site) -> None:
 async def test_many_keys_are_looked_at_in_pages(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queued, "KEYS", 3)
     work = Log(fails=lambda data, attempt: data["k"] % 5 == 0 and attempt == 1)
-    worker = await (await site.worker(work, slots=8)).start()
+    await (await site.worker(work, slots=8)).start()
     await site.trigger(order_key="k")
     for number in range(3):
         await site.publish(*({"k": key, "n": number} for key in range(20)))
     await site.until({"done": 60}, within_s=60)
     for seen in work.by_key().values():
         assert [number for number, what in seen if what == "ended"] == [0, 1, 2]
-
-    async def forgotten() -> bool:
-        return not worker.dispatcher._starter._passes
-
-    await eventually(forgotten)
 
 
 async def test_a_look_at_many_keys_in_backoff_is_short_and_goes_on_where_it_ended(
@@ -241,6 +236,11 @@ async def test_a_limit_holds_for_ordered_deliveries(site: Site) -> None:
     await site.taken()
     gate.open.set()
     await site.until({"done": 6})
+
+    async def forgotten() -> bool:
+        return not any(worker.dispatcher._starter._passes for worker in site.workers)
+
+    await eventually(forgotten)
 
 
 async def test_a_slow_trigger_delays_no_other(site: Site) -> None:

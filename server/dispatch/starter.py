@@ -154,6 +154,7 @@ class Starter:
                 self._hungry = True
                 return
         self._spilled = {each: at for each, at in self._spilled.items() if each in seen or at >= began}
+        self._passes = {each: one for each, one in self._passes.items() if each in seen}
 
     async def _go_round(self, ordered: bool, seen: set[str]) -> bool:
         """Page by page, from where the last round ended, once around; False when there is no more room."""

@@ -237,6 +237,11 @@ async def test_a_limit_holds_for_ordered_deliveries(site: Site) -> None:
     gate.open.set()
     await site.until({"done": 6})
 
+    async def forgotten() -> bool:
+        return not any(worker.dispatcher._starter._passes for worker in site.workers)
+
+    await eventually(forgotten)
+
 
 async def test_a_slow_trigger_delays_no_other(site: Site) -> None:
     gate = Gate()

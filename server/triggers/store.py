@@ -10,7 +10,7 @@ from typing import Final
 from psycopg.rows import class_row
 
 from server.clock import Clock, SystemClock
-from server.errors import InvalidArgument, ResourceExhausted
+from server.errors import InvalidArgument
 from server.events.json_text import Json, read
 from server.fields import parse_id
 from server.functions.releases import take_turn
@@ -21,10 +21,8 @@ from server.triggers import backfill
 from server.triggers.configuration import same_times
 from server.triggers.drafts import Draft, drafted, redrafted
 from server.triggers.rows import COLUMNS, Record, unknown
+from server.triggers.totals import require_room, total_of
 from server.triggers.warnings import stopped, warnings_of
-
-MAX_TRIGGERS: Final = 100_000
-"""Of a project."""
 
 KEEP_HOURS: Final = 72.0
 """How far a new trigger may reach back, unless told otherwise."""
@@ -55,15 +53,15 @@ class Triggers:
 
     async def create(self, project_id: str, members: Mapping[str, Json]) -> Record:
         """InvalidArgument names the member; its reason is TARGET_NOT_FOUND when the project has no such function or
-        workflow. ResourceExhausted when the project has enough triggers. With `start_from` among the members it begins
-        with events of the past."""
+        workflow. ResourceExhausted when the project has enough triggers, or large enough ones. With `start_from`
+        among the members it begins with events of the past; ResourceExhausted when enough of them do."""
         members, given = backfill.taken_out(members)
         draft = drafted(members)
         start = None if given is None else backfill.start_of(given, draft, self._clock.now(), self._keep_hours)
         async with transaction(self._pool) as conn:
             await take_turn(conn, project_id)
             await _require_target(conn, project_id, draft)
-            await _require_room(conn, project_id)
+            total = await total_of(conn, project_id)
             record = await _one(
                 conn,
                 f"INSERT INTO triggers AS t (project_id, {', '.join(_WRITTEN)})"
@@ -71,6 +69,7 @@ class Triggers:
                 [project_id, *_values(draft)],
             )
             assert record is not None
+            await require_room(conn, project_id, total)
             if start is not None:
                 record = replace(record, backfill=await backfill.insert(conn, project_id, record.id, start))
             record = await _warned(conn, record, draft)
@@ -102,7 +101,8 @@ class Triggers:
         return asked.page(records, lambda record: at(record.created_at, record.id), weigh=_bytes_of)
 
     async def update(self, project_id: str, trigger_id: str, members: Mapping[str, Json]) -> Record:
-        """Change what is given; what is absent stays. InvalidArgument as for `create`."""
+        """Change what is given; what is absent stays. InvalidArgument and ResourceExhausted as for
+        `create`."""
         trigger_id = parse_id("trigger_id", trigger_id)
         async with transaction(self._pool) as conn:
             await take_turn(conn, project_id)
@@ -110,6 +110,7 @@ class Triggers:
             after = redrafted(before, members)
             if after.target != before.target:
                 await _require_target(conn, project_id, after)
+            total = await total_of(conn, project_id)
             since = "now()" if _begins_anew(before, after) else "since"
             record = await self._updated(
                 conn,
@@ -118,6 +119,7 @@ class Triggers:
                 f"{', '.join(f'{name} = %s' for name in _WRITTEN)}, since = {since}",
                 _values(after),
             )
+            await require_room(conn, project_id, total)
             record = await _warned(conn, record, after)
         await self._changes.fence()
         return record
@@ -203,17 +205,6 @@ async def _require_target(conn: Connection, project_id: str, draft: Draft) -> No
             f"{field} is {target_id}; the project has no such {draft.target_type}",
             reason="TARGET_NOT_FOUND",
             value=str(target_id),
-        )
-
-
-async def _require_room(conn: Connection, project_id: str) -> None:
-    cursor = await conn.execute("SELECT count(*) FROM triggers WHERE project_id = %s", [project_id])
-    ((count,),) = await cursor.fetchall()
-    if count >= MAX_TRIGGERS:
-        raise ResourceExhausted(
-            f"The project has {count} triggers, which is the most it may have; delete one",
-            reason="TRIGGER_LIMIT",
-            metadata={"limit": "triggers", "used": str(count), "allowed": str(MAX_TRIGGERS)},
         )
 
 

@@ -32,9 +32,13 @@ async def events_bus(nats_url: str) -> AsyncIterator[EventBus]:
 
 async def sequences(history: History) -> list[int]:
     found: list[int] = []
+    await read_into(found, history)
+    return found
+
+
+async def read_into(found: list[int], history: History) -> None:
     while past := await history.some():
         found.extend(message.sequence for message in past)
-    return found
 
 
 async def test_all_that_there_are_in_their_order(events_bus: EventBus) -> None:
@@ -59,12 +63,10 @@ async def test_what_was_lost_on_the_way_is_never_passed_over(
 
     monkeypatch.setattr(JetStreamContext.PullSubscription, "fetch", lossy)
     found: list[int] = []
-    following = 1
-    async with History(events_bus, "order.>", sequence=following) as history:
+    async with History(events_bus, "order.>", sequence=1) as history:
         with pytest.raises(NoAnswer):
-            while past := await history.some():
-                found.extend(message.sequence for message in past)
-                following = past[-1].sequence + 1
+            await read_into(found, history)
+    following = max(found, default=0) + 1
     monkeypatch.setattr(JetStreamContext.PullSubscription, "fetch", fetch)
     async with History(events_bus, "order.>", sequence=following) as history:
         assert found + await sequences(history) == [*range(1, 11)]

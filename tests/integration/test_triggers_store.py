@@ -11,7 +11,7 @@ import pytest
 from server.errors import InvalidArgument, NotFound, ResourceExhausted
 from server.events.json_text import Json, read
 from server.postgres.control import Pool, transaction
-from server.triggers import store as store_module
+from server.triggers import totals
 from server.triggers.diagnosis import READ_AT_ONCE, Diagnostician, Verdict
 from server.triggers.rows import Record
 from server.triggers.samples import event_of
@@ -201,13 +201,57 @@ async def test_an_id_is_a_uuid(triggers: Triggers, project_id: str, trigger_id: 
 async def test_a_project_has_so_many_triggers_and_no_more(
     triggers: Triggers, project_id: str, on_function: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "MAX_TRIGGERS", 3)
+    monkeypatch.setattr(totals, "MAX_TRIGGERS", 3)
     made = await asyncio.gather(
         *(triggers.create(project_id, members(**on_function)) for _ in range(6)), return_exceptions=True
     )
     refused = [each for each in made if isinstance(each, ResourceExhausted)]
     assert (len(refused), len((await triggers.list(project_id)).items)) == (3, 3)
     assert refused[0].metadata == {"limit": "triggers", "used": "3", "allowed": "3"}
+
+
+async def test_triggers_of_a_project_are_so_large_and_no_larger(
+    pool: Pool, triggers: Triggers, project_id: str, on_function: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def long(characters: int) -> dict[str, Json]:
+        return members(**on_function, conditions=[{"field": "a", "op": "eq", "value": "x" * characters}])
+
+    async def total() -> totals.Total:
+        async with transaction(pool) as conn:
+            kept = await totals.total_of(conn, project_id)
+            cursor = await conn.execute(
+                "SELECT count(*), coalesce(sum(octet_length(conditions::text) + octet_length(config::text)), 0)"
+                " FROM triggers WHERE project_id = %s",
+                [project_id],
+            )
+            assert await cursor.fetchone() == (kept.triggers, kept.bytes)
+            return kept
+
+    monkeypatch.setattr(totals, "MAX_BYTES", 1_000)
+    first = await triggers.create(project_id, long(500))
+    used = await total()
+    with pytest.raises(ResourceExhausted, match="at most 1000") as caught:
+        await triggers.create(project_id, long(500))
+    assert caught.value.reason == "TRIGGER_LIMIT"
+    assert caught.value.metadata == {"limit": "trigger_bytes", "used": str(used.bytes), "allowed": "1000"}
+    second = await triggers.create(project_id, long(10))
+    with pytest.raises(ResourceExhausted):
+        await triggers.update(project_id, second.id, long(500))
+    assert await triggers.get(project_id, second.id) == second
+    await triggers.update(project_id, first.id, long(300))
+    await triggers.update(project_id, second.id, long(300))
+    monkeypatch.setattr(totals, "MAX_BYTES", 100)  # less than there is
+    await triggers.update(project_id, second.id, long(299))
+    await triggers.pause(project_id, second.id)
+    assert (await total()).bytes < 1_000
+    await triggers.delete(project_id, first.id)
+    assert (await total()).triggers == 1
+    async with transaction(pool) as conn:
+        await conn.execute("DELETE FROM functions WHERE id = %s", [on_function["function_id"]])
+    assert await total() == totals.Total(0, 0)
+    async with transaction(pool) as conn:
+        await conn.execute("DELETE FROM projects WHERE id = %s", [project_id])
+    assert await total() == totals.Total(0, 0)
 
 
 async def test_changes_at_the_same_time_are_all_applied(

@@ -35,3 +35,43 @@ END
 $$;
 CREATE TRIGGER triggers_gone AFTER DELETE ON triggers REFERENCING OLD TABLE AS gone
   FOR EACH STATEMENT EXECUTE FUNCTION announce_gone_triggers();
+
+-- How many a project has, and how large their conditions and config are: whoever adds to it looks whether there is room,
+-- which counting each time would make slow for a project with very many. Its row is locked last in a transaction.
+CREATE TABLE trigger_totals (
+  project_id uuid   PRIMARY KEY REFERENCES projects ON DELETE CASCADE,
+  triggers   bigint NOT NULL,
+  bytes      bigint NOT NULL
+) WITH (fillfactor = 10);
+
+CREATE FUNCTION total_triggers() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF TG_OP = 'INSERT' THEN
+    INSERT INTO trigger_totals AS t
+      SELECT project_id, count(*), sum(octet_length(conditions::text) + octet_length(config::text))
+      FROM made GROUP BY project_id ORDER BY project_id
+    ON CONFLICT (project_id) DO UPDATE
+      SET triggers = t.triggers + excluded.triggers, bytes = t.bytes + excluded.bytes;
+  ELSIF TG_OP = 'DELETE' THEN
+    UPDATE trigger_totals t SET triggers = t.triggers - g.triggers, bytes = t.bytes - g.bytes FROM (
+      SELECT project_id, count(*) AS triggers, sum(octet_length(conditions::text) + octet_length(config::text)) AS bytes
+      FROM gone GROUP BY project_id) g
+    WHERE t.project_id = g.project_id;
+  ELSE
+    UPDATE trigger_totals t SET bytes = t.bytes + c.bytes FROM (
+      SELECT project_id, sum(bytes) AS bytes FROM (
+        SELECT project_id, octet_length(conditions::text) + octet_length(config::text) AS bytes FROM made
+        UNION ALL
+        SELECT project_id, -octet_length(conditions::text) - octet_length(config::text) FROM gone) b
+      GROUP BY project_id HAVING sum(bytes) <> 0) c
+    WHERE t.project_id = c.project_id;
+  END IF;
+  RETURN NULL;
+END
+$$;
+CREATE TRIGGER triggers_made_total AFTER INSERT ON triggers REFERENCING NEW TABLE AS made
+  FOR EACH STATEMENT EXECUTE FUNCTION total_triggers();
+CREATE TRIGGER triggers_gone_total AFTER DELETE ON triggers REFERENCING OLD TABLE AS gone
+  FOR EACH STATEMENT EXECUTE FUNCTION total_triggers();
+CREATE TRIGGER triggers_changed_total AFTER UPDATE ON triggers REFERENCING OLD TABLE AS gone NEW TABLE AS made
+  FOR EACH STATEMENT EXECUTE FUNCTION total_triggers();

@@ -77,7 +77,7 @@ WITH RECURSIVE held AS (
   FROM held WHERE held.trigger_id IS NOT NULL
 )
 SELECT held.trigger_id, coalesce(t.enabled, false) FROM held LEFT JOIN triggers t ON t.id = held.trigger_id
-WHERE held.trigger_id IS NOT NULL AND NOT (coalesce(t.enabled, false) AND t.paused)
+WHERE held.trigger_id IS NOT NULL AND NOT (coalesce(t.enabled, false) AND t.paused) ORDER BY held.trigger_id
 """
 
 

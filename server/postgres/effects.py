@@ -44,9 +44,13 @@ BEGIN
     sequence bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     role name NOT NULL,
     event text NOT NULL,
-    refused text
+    refused text, refused_at timestamptz
   );
-  CREATE INDEX IF NOT EXISTS outbox_in_order ON atlas_kept.outbox (role, sequence);
+  ALTER TABLE atlas_kept.outbox ADD COLUMN IF NOT EXISTS refused_at timestamptz; -- since version 2
+  UPDATE atlas_kept.outbox SET refused_at = now() WHERE refused IS NOT NULL AND refused_at IS NULL;
+  DROP INDEX IF EXISTS atlas_kept.outbox_in_order; -- of version 1
+  CREATE INDEX IF NOT EXISTS outbox_waiting ON atlas_kept.outbox (role, sequence) WHERE refused IS NULL;
+  CREATE INDEX IF NOT EXISTS outbox_refused ON atlas_kept.outbox (refused_at) WHERE refused IS NOT NULL;
   CREATE TABLE IF NOT EXISTS atlas_kept.mark (
     role name NOT NULL, key text NOT NULL,
     told text,
@@ -118,7 +122,7 @@ BEGIN
 END $make$
 """
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of what is made: raised when it changes."""
 
 
@@ -142,10 +146,13 @@ async def forget(admin: AsyncConnection, role: str) -> None:
     await admin.execute("DELETE FROM atlas_kept.mark WHERE role = %s", [role])
 
 
-async def sweep_marks(admin: AsyncConnection, keep_days: float) -> None:
-    """Remove marks that are older."""
+async def sweep(admin: AsyncConnection, keep_days: float) -> None:
+    """Remove marks that are older, and events that were refused longer ago."""
+    kept = [keep_days * 86_400]
+    await admin.execute("DELETE FROM atlas_kept.mark WHERE set_at < now() - make_interval(secs => %s)", kept)
     await admin.execute(
-        "DELETE FROM atlas_kept.mark WHERE set_at < now() - make_interval(secs => %s)", [keep_days * 86_400]
+        "DELETE FROM atlas_kept.outbox WHERE refused IS NOT NULL AND refused_at < now() - make_interval(secs => %s)",
+        kept,
     )
 
 

@@ -1,6 +1,7 @@
 """What a run leaves beside its rows: its cause ahead of them, and its events once they are committed."""
 
 import asyncio
+from typing import Any
 from uuid import uuid4
 
 import orjson
@@ -323,8 +324,51 @@ class TestOutbox:
         role = schema_of(host._project_id)
         await admin.execute(
             "UPDATE atlas_kept.mark SET set_at = now() - make_interval(days => %s) WHERE role = %s AND key ~ '/old$'",
-            [int(run_outbox.KEEP_MARKS_DAYS) + 1, role],
+            [int(run_outbox.KEEP_DAYS) + 1, role],
         )
-        await effects.sweep_marks(admin, run_outbox.KEEP_MARKS_DAYS)
+        await effects.sweep(admin, run_outbox.KEEP_DAYS)
         cursor = await admin.execute("SELECT key FROM atlas_kept.mark WHERE role = %s", [role])
         assert [key for (key,) in await cursor.fetchall()] == [f"event/{TRIGGER}/e1/new"]
+
+    async def test_what_was_set_aside_is_kept_for_so_long(
+        self, host: InvocationHost, admin: AsyncConnection, publisher: Publisher
+    ) -> None:
+        held = await begin(host)
+        for number in range(4):
+            await ask(host, "events.publish", "a", number, None, 1)
+        await ask(host, "tx.commit", 1)
+        await held
+        await admin.execute("UPDATE atlas_kept.outbox SET event = 'damaged' WHERE event NOT LIKE '%%\"data\":3%%'")
+        assert await relay(admin, publisher) == 4
+        cursor = await admin.execute("SELECT sequence FROM atlas_kept.outbox WHERE refused IS NOT NULL")
+        old, *kept = sorted(await cursor.fetchall())
+        await admin.execute(
+            "UPDATE atlas_kept.outbox SET refused_at = now() - make_interval(days => %s) WHERE sequence = %s",
+            [int(run_outbox.KEEP_DAYS) + 1, *old],
+        )
+        await effects.sweep(admin, run_outbox.KEEP_DAYS)
+        cursor = await admin.execute("SELECT sequence FROM atlas_kept.outbox")
+        assert sorted(await cursor.fetchall()) == kept
+
+    async def test_looking_for_what_waits_walks_none_that_was_set_aside(
+        self, host: InvocationHost, admin: AsyncConnection
+    ) -> None:
+        role = schema_of(host._project_id)
+        await admin.execute(
+            "INSERT INTO atlas_kept.outbox (role, event, refused, refused_at)"
+            " SELECT %s, 'damaged', 'why', now() FROM generate_series(1, 20000)",
+            [role],
+        )
+        await admin.execute("ANALYZE atlas_kept.outbox")
+        plan = await (
+            await admin.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {run_outbox._WAITING}", [100, 200, 1_000_000])
+        ).fetchone()
+        await admin.execute("DELETE FROM atlas_kept.outbox")
+        assert plan is not None
+        assert _walked(plan[0][0]["Plan"]) < 100
+
+
+def _walked(plan: dict[str, Any]) -> int:
+    """Rows that were read, kept or not."""
+    own = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)
+    return int(own * plan["Actual Loops"]) + sum(_walked(part) for part in plan.get("Plans", []))

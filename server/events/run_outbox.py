@@ -4,7 +4,8 @@
 
 Of a project they are published in the order in which they were written; each once: what dies between acknowledgement
 and DELETE publishes it again under the same message id, which JetStream knows for `stream.DUPLICATE_WINDOW_S`, and
-after that its deliveries know it by its id. An event that NATS never takes is set aside, with the reason, for KEEP_DAYS.
+after that its deliveries know it by its id. An event that NATS never takes is set aside, with the reason, for
+KEEP_DAYS.
 """
 
 import asyncio

@@ -330,6 +330,41 @@ class TestOutbox:
         cursor = await admin.execute("SELECT key FROM atlas_kept.mark WHERE role = %s", [role])
         assert [key for (key,) in await cursor.fetchall()] == [f"event/{TRIGGER}/e1/new"]
 
+    @pytest.mark.parametrize(
+        ("rows", "event_bytes"),
+        [(effects.MAX_WAITING - 1, 1), (1, effects.MAX_WAITING_BYTES - 1_000)],
+        ids=["events", "bytes"],
+    )
+    async def test_only_so_many_of_a_project_wait(
+        self,
+        host: InvocationHost,
+        hosts: HostApi,
+        admin: AsyncConnection,
+        shared_project: str,
+        rows: int,
+        event_bytes: int,
+    ) -> None:
+        await admin.execute(
+            "INSERT INTO atlas_kept.outbox (role, event) SELECT %s, repeat('x', %s) FROM generate_series(1, %s)",
+            [schema_of(host._project_id), event_bytes, rows],
+        )
+        held = await begin(host)
+        await ask(host, "tx.query", 1, "INSERT INTO t VALUES (1)")
+        await ask(host, "events.publish", "a", 1, None, 1)
+        with pytest.raises(HostError) as caught:
+            await ask(host, "events.publish", "a", "x" * 500, None, 1)
+        assert caught.value.code == "outbox_full"
+        assert f"at most {effects.MAX_WAITING} with {effects.MAX_WAITING_BYTES} bytes may wait" in caught.value.message
+        await held
+        assert await waiting(admin) == rows
+        assert await ask(host, "db.query", "SELECT n FROM t") == []
+        other = hosts.for_invocation(shared_project, LIMITS)
+        held = await begin(other)
+        await ask(other, "events.publish", "a", 1, None, 1)
+        await ask(other, "tx.commit", 1)
+        await held
+        await admin.execute("DELETE FROM atlas_kept.outbox")
+
     async def test_what_was_set_aside_is_kept_for_so_long(
         self, host: InvocationHost, admin: AsyncConnection, publisher: Publisher
     ) -> None:

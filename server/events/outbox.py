@@ -6,7 +6,8 @@
 Nothing committed is lost, and nothing is published that was rolled back. A project's events are published in the order
 of its commits: ids are given under a lock of the project that ends with the transaction, and one relay has the project
 at a time. A relay that dies after publishing has its batch published again under the same message ids, which JetStream
-knows for two minutes; whoever reads the stream knows events by their ids anyway.
+knows for two minutes; whoever reads the stream knows events by their ids anyway. While NATS is away, so many wait of a
+project and no more: what would add another fails.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from server.errors import AtlasError, InvalidArgument
+from server.errors import AtlasError, InvalidArgument, Unavailable
 from server.events.envelope import MAX_EVENT_BYTES, Event, decode, encode
 from server.events.publisher import Published
 from server.log import logger
@@ -29,6 +30,14 @@ BATCH: Final = 100
 BATCH_BYTES: Final = 4 * 1024 * 1024
 POLL_S: Final = 1.0
 """Between looks when nobody announces anything."""
+
+MAX_WAITING: Final = 20_000
+"""Events of a project. They are counted whenever one is added, which takes milliseconds when there are so many."""
+
+MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
+"""Of a project: a hundred of them that are full take 6.4 GB of the database's disk."""
+
+RETRY_AFTER_MS: Final = 5_000
 
 PROJECTS: Final = 4
 """Whose events one relay publishes at the same time; each takes a connection meanwhile."""
@@ -47,6 +56,10 @@ _BATCH: Final = """
 SELECT id, octet_length(envelope), (SELECT min(id) FROM event_outbox WHERE project_id = %(project_id)s)
 FROM event_outbox WHERE project_id = %(project_id)s ORDER BY id LIMIT %(most)s FOR UPDATE SKIP LOCKED
 """
+_WAITING: Final = """
+SELECT count(*), coalesce(sum(octet_length(envelope)), 0)
+FROM (SELECT envelope FROM event_outbox WHERE project_id = %s ORDER BY id LIMIT %s) AS waiting
+"""
 
 
 class Publishes(Protocol):
@@ -62,15 +75,30 @@ class Outbox:
     async def add(self, conn: Connection, events: Sequence[Event]) -> None:
         """Publish them once `conn`'s transaction has committed. Add them last: other writers of the project wait.
 
-        InvalidArgument for one that no stream takes.
+        InvalidArgument for one that no stream takes, Unavailable as `require_room`.
         """
         envelopes = [_encoded(event) for event in events]
         for project_id in sorted({event.project_id for event in events}):
+            own = [len(body) for event, body in zip(events, envelopes, strict=True) if event.project_id == project_id]
             await conn.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [_ORDER, project_id])
+            await self.require_room(conn, project_id, len(own), sum(own))
             await self._changes.announce(conn, TOPIC, project_id)
         for event, envelope in zip(events, envelopes, strict=True):
             await conn.execute(
                 "INSERT INTO event_outbox (project_id, envelope) VALUES (%s, %s)", [event.project_id, envelope]
+            )
+
+    async def require_room(self, conn: Connection, project_id: str, events: int = 1, size_bytes: int = 0) -> None:
+        """Unavailable when as many of the project wait as may. A look ahead, unless it is within `add`."""
+        cursor = await conn.execute(_WAITING, [project_id, MAX_WAITING])
+        ((count, total_bytes),) = await cursor.fetchall()
+        if count + events > MAX_WAITING or total_bytes + size_bytes > MAX_WAITING_BYTES:
+            raise Unavailable(
+                f"{count} events of the project with {total_bytes} bytes wait to be published already; at most "
+                f"{MAX_WAITING} with {MAX_WAITING_BYTES} bytes may wait: try again once they are in the stream",
+                reason="OUTBOX_FULL",
+                metadata={"waiting": str(count), "waiting_bytes": str(total_bytes)},
+                retry_after_ms=RETRY_AFTER_MS,
             )
 
 

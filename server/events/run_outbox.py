@@ -4,7 +4,8 @@
 
 Of a project they are published in the order in which they were written; each once: what dies between acknowledgement
 and DELETE publishes it again under the same message id, which JetStream knows for `stream.DUPLICATE_WINDOW_S`, and
-after that its deliveries know it by its id. An event that NATS never takes is set aside, with the reason.
+after that its deliveries know it by its id. An event that NATS never takes is set aside, with the reason, for
+KEEP_DAYS.
 """
 
 import asyncio
@@ -42,15 +43,19 @@ BATCH_BYTES: Final = 8 * 1024 * 1024
 LOCK_KEY: Final = 0x61746C6F
 """Of the advisory lock of who relays ("atlo")."""
 
-KEEP_MARKS_DAYS: Final = 30.0
+KEEP_DAYS: Final = 30.0
+"""Of marks, and of events that were set aside."""
+
 SWEEP_S: Final = 3600.0
 
 _WAITING: Final = """
 WITH RECURSIVE roles AS (
-  (SELECT role FROM atlas_kept.outbox ORDER BY role LIMIT 1)
+  (SELECT role FROM atlas_kept.outbox WHERE refused IS NULL ORDER BY role LIMIT 1)
   UNION ALL
-  SELECT (SELECT o.role FROM atlas_kept.outbox AS o WHERE o.role > roles.role ORDER BY o.role LIMIT 1)
-  FROM roles WHERE role IS NOT NULL
+  SELECT (
+    SELECT o.role FROM atlas_kept.outbox AS o
+    WHERE o.role > roles.role AND o.refused IS NULL ORDER BY o.role LIMIT 1
+  ) FROM roles WHERE role IS NOT NULL
 )
 SELECT sequence, role, event FROM (
   SELECT *, sum(octet_length(event)) OVER (ORDER BY place, sequence) - octet_length(event) AS before
@@ -114,7 +119,7 @@ class Relay:
                 pass
             if asyncio.get_running_loop().time() - swept_s > SWEEP_S:
                 swept_s = asyncio.get_running_loop().time()
-                await effects.sweep_marks(admin, KEEP_MARKS_DAYS)
+                await effects.sweep(admin, KEEP_DAYS)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), self._poll_s)
 
@@ -157,7 +162,9 @@ async def _publish(publisher: Publisher, events: Iterable[tuple[int, Event]]) ->
 async def _remove(admin: AsyncConnection, sequences: Sequence[int], refused: Sequence[tuple[int, str]]) -> None:
     for sequence, why in refused:
         log.error("run_outbox.refused", f"An event of a run is set aside: {why}", sequence=sequence)
-        await admin.execute("UPDATE atlas_kept.outbox SET refused = %s WHERE sequence = %s", [why, sequence])
+        await admin.execute(
+            "UPDATE atlas_kept.outbox SET refused = %s, refused_at = now() WHERE sequence = %s", [why, sequence]
+        )
     if sequences:
         await admin.execute(
             "DELETE FROM atlas_kept.outbox WHERE sequence = ANY(%s) AND refused IS NULL", [list(sequences)]

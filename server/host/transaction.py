@@ -96,9 +96,14 @@ class Transaction:
         return await self._do(_Step(lambda session: run_in_block(session, sql, values)))
 
     async def publish(self, event: str) -> None:
-        """`event`: an encoded envelope of this project."""
+        """`event`: an encoded envelope of this project. HostError: outbox_full while too many of the project wait."""
         self.published = True
-        await self._do(_Step(lambda session: self._execute(session, self._effects.publish(event))))
+        try:
+            await self._do(_Step(lambda session: self._execute(session, self._effects.publish(event))))
+        except HostError as why:
+            if why.code == f"sql_{effects.FULL}":
+                raise HostError("outbox_full", f"tx.publish: {why.message}") from None
+            raise
 
     async def commit(self, told: str) -> None:
         """HostError, and nothing of it has happened; or `commit_unknown`. `told`: JSON text, kept with the mark."""

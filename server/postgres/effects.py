@@ -1,7 +1,8 @@
 """What a run leaves in the tenants database beside the tenant's own rows, in the same transaction as these.
 
     atlas_run.cause(text, seal)                a logical decoding message "atlas.cause": which run the changes are of
-    atlas_run.publish(text, seal)              an event into atlas_kept.outbox, to be published once this is committed
+    atlas_run.publish(text, seal)              an event into atlas_kept.outbox, to be published once this is committed;
+                                               FULL when too many of the project wait
     atlas_run.mark(text, seal)                 NULL, and the mark is set; or what was told with the mark that is there
     atlas_run.tell(text, seal)                 what is told with the mark from now on
 
@@ -21,6 +22,16 @@ from server.postgres.seal import Sealer
 TEXT, BYTEA = 25, 17
 CAUSE_PREFIX: Final = "atlas.cause"
 """Of the logical decoding message. Its content is 64 hexadecimal digits of seal, and the text."""
+
+MAX_WAITING: Final = 20_000
+"""Events of a project in the outbox. They are counted whenever one is added, which takes milliseconds when there are so
+many; those of transactions that are open elsewhere are not seen."""
+
+MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
+"""Of a project: a hundred of them that are full take 6.4 GB of the database's disk."""
+
+FULL: Final = "53400"
+"""SQLSTATE of `publish` when so many wait."""
 
 _MAKE: Final = """
 DO $make$
@@ -44,9 +55,13 @@ BEGIN
     sequence bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     role name NOT NULL,
     event text NOT NULL,
-    refused text
+    refused text, refused_at timestamptz
   );
-  CREATE INDEX IF NOT EXISTS outbox_in_order ON atlas_kept.outbox (role, sequence);
+  ALTER TABLE atlas_kept.outbox ADD COLUMN IF NOT EXISTS refused_at timestamptz; -- since version 2
+  UPDATE atlas_kept.outbox SET refused_at = now() WHERE refused IS NOT NULL AND refused_at IS NULL;
+  DROP INDEX IF EXISTS atlas_kept.outbox_in_order; -- of version 1
+  CREATE INDEX IF NOT EXISTS outbox_waiting ON atlas_kept.outbox (role, sequence) WHERE refused IS NULL;
+  CREATE INDEX IF NOT EXISTS outbox_refused ON atlas_kept.outbox (refused_at) WHERE refused IS NOT NULL;
   CREATE TABLE IF NOT EXISTS atlas_kept.mark (
     role name NOT NULL, key text NOT NULL,
     told text,
@@ -91,8 +106,18 @@ BEGIN
 
   CREATE OR REPLACE FUNCTION atlas_run.publish(text text, seal bytea) RETURNS void
   LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+  DECLARE waiting record;
   BEGIN
     PERFORM atlas_kept.require('event', text, seal);
+    SELECT count(*) AS events, coalesce(sum(octet_length(event)), 0) AS bytes INTO STRICT waiting FROM (
+      SELECT event FROM atlas_kept.outbox WHERE role = session_user AND refused IS NULL
+      ORDER BY sequence LIMIT {most}
+    ) AS first;
+    IF waiting.events >= {most} OR waiting.bytes + octet_length(text) > {most_bytes} THEN
+      RAISE EXCEPTION USING ERRCODE = {full}, MESSAGE = format(
+        '%s events of the project with %s bytes wait to be published already; at most %s with %s bytes may wait: '
+        'try again once they are in the stream', waiting.events, waiting.bytes, {most}, {most_bytes});
+    END IF;
     INSERT INTO atlas_kept.outbox (role, event) VALUES (session_user, text);
   END $$;
 
@@ -118,7 +143,7 @@ BEGIN
 END $make$
 """
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of what is made: raised when it changes."""
 
 
@@ -132,6 +157,9 @@ async def prepare(admin: AsyncConnection, sealer: Sealer) -> None:
             outer=sql.Literal(outer),
             version=sql.Literal(VERSION),
             prefix=sql.Literal(CAUSE_PREFIX),
+            most=sql.Literal(MAX_WAITING),
+            most_bytes=sql.Literal(MAX_WAITING_BYTES),
+            full=sql.Literal(FULL),
         )
     )
 
@@ -142,10 +170,13 @@ async def forget(admin: AsyncConnection, role: str) -> None:
     await admin.execute("DELETE FROM atlas_kept.mark WHERE role = %s", [role])
 
 
-async def sweep_marks(admin: AsyncConnection, keep_days: float) -> None:
-    """Remove marks that are older."""
+async def sweep(admin: AsyncConnection, keep_days: float) -> None:
+    """Remove marks that are older, and events that were refused longer ago."""
+    kept = [keep_days * 86_400]
+    await admin.execute("DELETE FROM atlas_kept.mark WHERE set_at < now() - make_interval(secs => %s)", kept)
     await admin.execute(
-        "DELETE FROM atlas_kept.mark WHERE set_at < now() - make_interval(secs => %s)", [keep_days * 86_400]
+        "DELETE FROM atlas_kept.outbox WHERE refused IS NOT NULL AND refused_at < now() - make_interval(secs => %s)",
+        kept,
     )
 
 

@@ -74,8 +74,8 @@ class Storage:
     ) -> StoredObject:
         """Store it, in a private bucket made for it if there is none of that name.
 
-        AlreadyExists unless `overwrite`, ResourceExhausted above a quota, Unavailable when a store is away: then
-        nothing is changed. When it returns, the object and its event are as durable as the database.
+        AlreadyExists unless `overwrite`, ResourceExhausted above a quota, Unavailable when a store is away or too many
+        events wait: then nothing is changed. When it returns, the object and its event are as durable as the database.
         """
         if len(content) > MAX_OBJECT_BYTES:
             raise InvalidArgument(
@@ -100,6 +100,7 @@ class Storage:
         async with transaction(self._pool) as conn:
             if not overwrite and await objects.get(conn, project_id, new.bucket, new.path):
                 raise _exists(new)
+            await self._outbox.require_room(conn, project_id)
             await contents.note(conn, project_id, new.checksum, new.size_bytes, quota_bytes=self._quota_bytes)
         try:
             await self._blobs.write(project_id, new.checksum, content)
@@ -151,7 +152,7 @@ class Storage:
         return asked.page(listed)
 
     async def delete(self, project_id: str, bucket: str, path: str, *, cause: Cause | None = None) -> None:
-        """NotFound when there is none."""
+        """NotFound when there is none, Unavailable when too many events wait: then nothing is changed."""
         wanted = parse_bucket("bucket", bucket), parse_path("path", path)
         now = self._clock.now().astimezone(UTC)
         async with transaction(self._pool) as conn:

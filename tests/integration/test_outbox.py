@@ -162,6 +162,31 @@ async def test_one_that_no_stream_takes_fails_its_transaction(pool: Pool, change
     assert (caught.value.reason, await left(pool)) == ("EVENT_TOO_LARGE", 0)
 
 
+@pytest.mark.parametrize(("name", "most"), [("MAX_WAITING", 3), ("MAX_WAITING_BYTES", 60_000)])
+async def test_only_so_many_of_a_project_wait(
+    pool: Pool,
+    changes: Changes,
+    relay: Relay,
+    told: Told,
+    project_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    most: int,
+) -> None:
+    monkeypatch.setattr(outbox, name, most)
+    large = b'"' + b"x" * 19_000 + b'"'
+    await add(pool, changes, *(an_event(project_id, str(number), large) for number in range(2)))
+    for events in (2, 3):
+        with pytest.raises(Unavailable, match="wait to be published") as caught:
+            await add(pool, changes, *(an_event(project_id, data=large) for _ in range(events)))
+        assert (caught.value.reason, caught.value.retry_after_ms) == ("OUTBOX_FULL", outbox.RETRY_AFTER_MS)
+    await add(pool, changes, an_event(await add_project(pool), "another's"))
+    await add(pool, changes, an_event(project_id, "2", large))
+    assert await relay.relay() == 4
+    assert sorted(told.ids) == ["0", "1", "2", "another's"]
+    await add(pool, changes, an_event(project_id, data=large))
+
+
 async def test_an_announcement_wakes_the_relay(pool: Pool, changes: Changes, told: Told, project_id: str) -> None:
     relay = Relay(pool, changes, told, poll_s=3600)
     await changes.start()

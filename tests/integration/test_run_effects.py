@@ -1,6 +1,7 @@
 """What a run leaves beside its rows: its cause ahead of them, and its events once they are committed."""
 
 import asyncio
+from typing import Any
 from uuid import uuid4
 
 import orjson
@@ -323,8 +324,86 @@ class TestOutbox:
         role = schema_of(host._project_id)
         await admin.execute(
             "UPDATE atlas_kept.mark SET set_at = now() - make_interval(days => %s) WHERE role = %s AND key ~ '/old$'",
-            [int(run_outbox.KEEP_MARKS_DAYS) + 1, role],
+            [int(run_outbox.KEEP_DAYS) + 1, role],
         )
-        await effects.sweep_marks(admin, run_outbox.KEEP_MARKS_DAYS)
+        await effects.sweep(admin, run_outbox.KEEP_DAYS)
         cursor = await admin.execute("SELECT key FROM atlas_kept.mark WHERE role = %s", [role])
         assert [key for (key,) in await cursor.fetchall()] == [f"event/{TRIGGER}/e1/new"]
+
+    @pytest.mark.parametrize(
+        ("rows", "event_bytes"),
+        [(effects.MAX_WAITING - 1, 1), (1, effects.MAX_WAITING_BYTES - 1_000)],
+        ids=["events", "bytes"],
+    )
+    async def test_only_so_many_of_a_project_wait(
+        self,
+        host: InvocationHost,
+        hosts: HostApi,
+        admin: AsyncConnection,
+        shared_project: str,
+        rows: int,
+        event_bytes: int,
+    ) -> None:
+        await admin.execute(
+            "INSERT INTO atlas_kept.outbox (role, event) SELECT %s, repeat('x', %s) FROM generate_series(1, %s)",
+            [schema_of(host._project_id), event_bytes, rows],
+        )
+        held = await begin(host)
+        await ask(host, "tx.query", 1, "INSERT INTO t VALUES (1)")
+        await ask(host, "events.publish", "a", 1, None, 1)
+        with pytest.raises(HostError) as caught:
+            await ask(host, "events.publish", "a", "x" * 500, None, 1)
+        assert caught.value.code == "outbox_full"
+        assert f"at most {effects.MAX_WAITING} with {effects.MAX_WAITING_BYTES} bytes may wait" in caught.value.message
+        await held
+        assert await waiting(admin) == rows
+        assert await ask(host, "db.query", "SELECT n FROM t") == []
+        other = hosts.for_invocation(shared_project, LIMITS)
+        held = await begin(other)
+        await ask(other, "events.publish", "a", 1, None, 1)
+        await ask(other, "tx.commit", 1)
+        await held
+        await admin.execute("DELETE FROM atlas_kept.outbox")
+
+    async def test_what_was_set_aside_is_kept_for_so_long(
+        self, host: InvocationHost, admin: AsyncConnection, publisher: Publisher
+    ) -> None:
+        held = await begin(host)
+        for number in range(4):
+            await ask(host, "events.publish", "a", number, None, 1)
+        await ask(host, "tx.commit", 1)
+        await held
+        await admin.execute("UPDATE atlas_kept.outbox SET event = 'damaged' WHERE event NOT LIKE '%%\"data\":3%%'")
+        assert await relay(admin, publisher) == 4
+        cursor = await admin.execute("SELECT sequence FROM atlas_kept.outbox WHERE refused IS NOT NULL")
+        old, *kept = sorted(await cursor.fetchall())
+        await admin.execute(
+            "UPDATE atlas_kept.outbox SET refused_at = now() - make_interval(days => %s) WHERE sequence = %s",
+            [int(run_outbox.KEEP_DAYS) + 1, *old],
+        )
+        await effects.sweep(admin, run_outbox.KEEP_DAYS)
+        cursor = await admin.execute("SELECT sequence FROM atlas_kept.outbox")
+        assert sorted(await cursor.fetchall()) == kept
+
+    async def test_looking_for_what_waits_walks_none_that_was_set_aside(
+        self, host: InvocationHost, admin: AsyncConnection
+    ) -> None:
+        role = schema_of(host._project_id)
+        await admin.execute(
+            "INSERT INTO atlas_kept.outbox (role, event, refused, refused_at)"
+            " SELECT %s, 'damaged', 'why', now() FROM generate_series(1, 20000)",
+            [role],
+        )
+        await admin.execute("ANALYZE atlas_kept.outbox")
+        plan = await (
+            await admin.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {run_outbox._WAITING}", [100, 200, 1_000_000])
+        ).fetchone()
+        await admin.execute("DELETE FROM atlas_kept.outbox")
+        assert plan is not None
+        assert _walked(plan[0][0]["Plan"]) < 100
+
+
+def _walked(plan: dict[str, Any]) -> int:
+    """Rows that were read, kept or not."""
+    own = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)
+    return int(own * plan["Actual Loops"]) + sum(_walked(part) for part in plan.get("Plans", []))

@@ -17,7 +17,9 @@ from server.errors import (
     InvalidArgument,
     NotFound,
     ResourceExhausted,
+    Unavailable,
 )
+from server.events import outbox
 from server.events.envelope import Cause
 from server.events.outbox import Outbox
 from server.postgres.changes import Changes
@@ -166,6 +168,25 @@ async def test_quotas(pool: Pool, changes: Changes, tmp_path: Path, project_id: 
         await store.put(project_id, "d", b"")
     with pytest.raises(NotFound):
         await store.storage.info(project_id, "files", "d")
+
+
+async def test_nothing_changes_while_its_event_has_no_room(
+    disk_store: Store, project_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await disk_store.put(project_id)
+    before = files(tmp_path)
+    monkeypatch.setattr(outbox, "MAX_WAITING", 1)
+    for change in (
+        disk_store.put(project_id, "b.txt", b"other"),
+        disk_store.put(project_id, content=b"other"),
+        disk_store.storage.delete(project_id, "files", "a.txt"),
+    ):
+        with pytest.raises(Unavailable, match="wait to be published"):
+            await change
+    assert (await disk_store.storage.get(project_id, "files", "a.txt")).content == b"hello"
+    assert await usage(disk_store) == [(1, 5, 5)]
+    assert files(tmp_path) == before
+    assert len(await disk_store.events()) == 1
 
 
 async def test_what_was_deleted_counts_until_it_is_swept(

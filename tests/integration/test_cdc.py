@@ -11,8 +11,8 @@ import pytest
 from psycopg import AsyncConnection, OperationalError
 from psycopg.errors import FeatureNotSupported
 
-from server.cdc import relay as relaying
 from server.cdc import pump, slot
+from server.cdc import relay as relaying
 from server.cdc.changes import Changes
 from server.cdc.pgoutput import Begin, Message, ProtocolError, decode
 from server.cdc.position import lsn_text, parse_position

@@ -644,6 +644,12 @@ class TestServers:
         await eventually(told)
         await relay.close()
 
+    async def test_one_with_prepared_transactions_is_told_so(self, make_postgres: Callable[..., OwnPostgres]) -> None:
+        server = make_postgres(max_prepared_transactions="3")
+        async with await AsyncConnection.connect(server.url, autocommit=True) as admin:
+            with pytest.raises(publication.NotPublishable, match="max_prepared_transactions .* is 3; set it to 0"):
+                await publication.require(admin)
+
     async def test_one_where_we_are_no_superuser_is_told_so(
         self, make_postgres: Callable[..., OwnPostgres], cdc_bus: EventBus
     ) -> None:

@@ -1,6 +1,7 @@
 """Changes of tables as events: a real Postgres, a real NATS, a tenant with psql."""
 
 import asyncio
+import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -14,6 +15,7 @@ from psycopg.errors import FeatureNotSupported
 from server.cdc import pump, slot
 from server.cdc import relay as relaying
 from server.cdc.changes import Changes
+from server.cdc.link import Link
 from server.cdc.pgoutput import Begin, Message, ProtocolError, decode
 from server.cdc.position import lsn_text, parse_position
 from server.cdc.relay import Relay
@@ -24,7 +26,7 @@ from server.events.envelope import MAX_EVENT_BYTES, Change, Event, encode
 from server.events.json_text import read
 from server.events.types import unescape
 from server.postgres import publication
-from server.postgres.session import SqlError
+from server.postgres.session import Address, Reader, Session, SqlError
 from server.postgres.tenants import Tenants, schema_of
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
@@ -647,7 +649,7 @@ class TestServers:
     async def test_one_with_prepared_transactions_is_told_so(self, make_postgres: Callable[..., OwnPostgres]) -> None:
         server = make_postgres(max_prepared_transactions="3")
         async with await AsyncConnection.connect(server.url, autocommit=True) as admin:
-            with pytest.raises(publication.NotPublishable, match="max_prepared_transactions .* is 3; set it to 0"):
+            with pytest.raises(publication.NotPublishable, match="is 3; set it to 0 and restart"):
                 await publication.require(admin)
 
     async def test_one_where_we_are_no_superuser_is_told_so(
@@ -672,6 +674,21 @@ class TestServers:
         server.running.ask_to_stop()
         await asyncio.to_thread(server.running.process.wait, 10)
         await relay.close()
+
+
+async def test_a_link_to_a_server_that_is_gone_is_closed_in_time() -> None:
+    """Nothing that is sent is read any more."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        loop, reader = asyncio.get_running_loop(), Reader()
+        transport, protocol = await loop.create_connection(lambda: asyncio.StreamReaderProtocol(reader), sock=ours)
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        session = Session(Address(host="x", port=1), reader, writer)
+        writer.write(bytes(8 * 1024 * 1024))
+        link = Link(session, reader, writer.write)
+        async with asyncio.timeout(5):
+            await link.close()
+        assert transport.is_closing()
 
 
 async def test_what_fails_before_its_transaction_is_known_is_passed_in_growing_steps(

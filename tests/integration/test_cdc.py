@@ -14,7 +14,7 @@ from psycopg.errors import FeatureNotSupported
 
 from server.cdc import pump, slot
 from server.cdc import relay as relaying
-from server.cdc.changes import Changes
+from server.cdc.changes import Changes, TooManyTables
 from server.cdc.link import Link
 from server.cdc.pgoutput import Begin, Message, ProtocolError, decode
 from server.cdc.position import lsn_text, parse_position
@@ -722,4 +722,32 @@ async def test_what_fails_before_its_transaction_is_known_is_passed_in_growing_s
         strikes.count(ProtocolError("x"), name, elsewhere)
         await strikes.skip(admin)
         assert (await slot.confirmed(admin, name))[0] == places[-1], "another place counts anew"
+    await forget_slots(tenants)
+
+
+async def test_nothing_is_skipped_while_another_reads_and_no_gap_is_told(relay: Relay, tenants: Tenants) -> None:
+    async with tenants.admin() as admin:
+        name = await slot.claim(admin)
+        strikes = Strikes()
+        within = Changes(name, None, most_bytes=1_000_000)
+        within.take(Begin((await slot.confirmed(admin, name))[1] + 10**6, 0, 1), {})
+        for _ in range(STRIKES):
+            strikes.count(TooManyTables("x"), name, within)
+            await strikes.skip(admin)
+        assert await slot.noted_gap(admin) is None
+
+
+async def test_what_another_went_past_counts_anew(tenants: Tenants, person: AsyncConnection) -> None:
+    async with tenants.admin() as admin:
+        name = await slot.claim(admin)
+        strikes, unread = Strikes(), Changes(name, None, most_bytes=1_000_000)
+        for _ in range(STRIKES - 1):
+            strikes.count(ProtocolError("x"), name, unread)
+            await strikes.skip(admin)
+        await run(person, "SET synchronous_commit = on", "CREATE TABLE t (v text)", "INSERT INTO t VALUES ('x')")
+        moved = (await slot.confirmed(admin, name))[1]
+        assert await slot.skip(admin, name, moved)
+        strikes.count(ProtocolError("x"), name, unread)
+        await strikes.skip(admin)
+        assert await slot.noted_gap(admin) is None
     await forget_slots(tenants)

@@ -32,7 +32,7 @@ from server.postgres.effects import CAUSE_PREFIX
 from server.postgres.seal import Sealer
 
 MAX_COLUMNS: Final = 500_000
-"""Of all tables that are remembered, each table counting as one more: some 100 MB; tenants make as many as they like."""
+"""Of all tables that are remembered, a table counting as one more: some 100 MB. Tenants make as many as they like."""
 
 
 class TooManyTables(Exception):

@@ -18,6 +18,8 @@ MAX_MESSAGE_BYTES: Final = 64 * 1024
 SILENCE_S: Final = 10
 """Without a word of ours for which the walsender ends, so that another relay may have the slot."""
 
+CLOSE_S: Final = 1.0
+
 _SETTINGS: Final = {
     **FORMATS,
     "application_name": "atlas-cdc",
@@ -78,8 +80,9 @@ class Link:
         self._write(wire.copy_data(_STATUS.pack(b"r", lsn, lsn, lsn, now_us, 0)))
 
     async def close(self) -> None:
+        """At once, or after CLOSE_S when nobody answers any more."""
         self._session.close()
-        await self._session.wait_closed()
+        await self._session.wait_closed(CLOSE_S)
 
 
 _STATUS: Final = struct.Struct(">cQQQqB")

@@ -7,14 +7,15 @@
     TRUNCATE   null              -                    -                -
 
 A value is left out and its column named in `unavailable`, too, when it was too large to be read, when its JSON is
-nested deeper or has longer numbers than events may, or when the event would not fit into a message with it: then the
-largest columns go first, out of `data` and `old` alike. A value that is not there is never null.
+nested deeper or has longer numbers than events may, or when the event would with it not fit into a message, or have
+more values than events may: then the largest columns go first, out of `data` and `old` alike. A value that is not there
+is never null.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import orjson
 
@@ -25,7 +26,7 @@ from server.events.json_text import MAX_VALUES, Json, JsonError, read
 from server.events.types import escape
 from server.postgres import wire
 from server.postgres.tenants import project_of
-from server.postgres.values import Loader, loaders
+from server.postgres.values import ARRAYS, Loader, loaders
 
 SOURCE: Final = "postgres"
 NULL: Final = Json("null", None)
@@ -35,6 +36,9 @@ _JSON_TYPES: Final = frozenset((114, 3802, 199, 3807))
 """json, jsonb, and arrays of them."""
 
 _ENVELOPE_DEPTH: Final = 2
+
+Column = TypeVar("Column", int, str)
+"""By its place or its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,8 @@ class Table:
     columns: tuple[tuple[str, Loader], ...]
     json: tuple[int, ...]
     """Places of the columns that hold JSON."""
+    many: tuple[int, ...]
+    """Places of those of which one value may be many: JSON and arrays."""
     types: Mapping[str, str]
 
 
@@ -81,6 +87,7 @@ def table_of(relation: Relation, bases: Mapping[int, int]) -> Table | None:
         relation=relation,
         columns=tuple(loaders(named)),
         json=tuple(place for place, oid in enumerate(types) if oid in _JSON_TYPES),
+        many=tuple(place for place, oid in enumerate(types) if oid in _JSON_TYPES or oid in ARRAYS),
         types={op: f"cdc.{op}.{escape(relation.table)}" for op in OPERATIONS},
     )
 
@@ -89,22 +96,27 @@ def changed_row(table: Table, message: Insert | Update | Delete, moment: Moment,
     """The event's body, at most `most_bytes` long. ProtocolError when the row is not of the table."""
     lost: set[str] = set()
     if isinstance(message, Insert):
-        data = _image(table, message.new, lost)
+        [new] = _sparse(table, [message.new])
+        data = _image(table, new, lost)
         return _fitting(table, "INSERT", data, None, (), lost, moment, most_bytes)
     if isinstance(message, Delete):
-        data = _image(table, message.old if message.whole else _key_alone(table, message.old), lost)
+        gone = message.old if message.whole else _key_alone(table, message.old)
+        [gone, _] = _sparse(table, [gone, gone])  # it is in the event twice
+        data = _image(table, gone, lost)
         return _fitting(table, "DELETE", data, data, (), lost, moment, most_bytes)
     new, before = message.new, message.old
     if before is None:
+        [new] = _sparse(table, [new])
         return _fitting(table, "UPDATE", _image(table, new, lost), None, (), lost, moment, most_bytes)
     _require_columns(table, new)
     _require_columns(table, before)
     if message.whole:
         new = [was if now is Missing.UNCHANGED else now for was, now in zip(before, new, strict=True)]
-        old = _image(table, before, lost)
     else:
         before = _key_alone(table, before)
-        old = _image(table, before, set())  # what is not in a key may well be in the row
+    new, sparse = _sparse(table, [new, before])
+    # what is not in a key may well be in the row
+    old = _image(table, sparse, lost if message.whole else set())
     changed = tuple(
         name
         for (name, _), was, now in zip(table.columns, before, message.new, strict=True)
@@ -133,6 +145,24 @@ def _key_alone(table: Table, row: Row) -> Row:
 def _require_columns(table: Table, row: Row) -> None:
     if len(row) != len(table.columns):
         raise ProtocolError(f"a row of {len(row)} columns in a table of {len(table.columns)}")
+
+
+def _sparse(table: Table, rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows of one event, without the columns of most values if they are more than events may have: they are
+    counted before they are made, each of which costs microseconds of the event loop."""
+    weights = dict.fromkeys(table.many, 0)
+    for row in rows:
+        _require_columns(table, row)
+        for place in table.many:
+            if isinstance(value := row[place], bytes):
+                weights[place] += _values(value)
+    if (excess := sum(weights.values()) - MAX_VALUES) <= 0:
+        return rows
+    chosen = _first(weights, excess)
+    return [
+        [Missing.OMITTED if place in chosen and value is not None else value for place, value in enumerate(row)]
+        for row in rows
+    ]
 
 
 def _image(table: Table, row: Row, lost: set[str]) -> Image:
@@ -203,12 +233,17 @@ def _heaviest(images: list[Image], weigh: Callable[[bytes], int], excess: int) -
     for image in images:
         for name, value in image.items():
             weights[name] = weights.get(name, 0) + weigh(orjson.dumps(value))
-    chosen: set[str] = set()
-    for name in sorted(weights, key=lambda name: -weights[name]):
+    return _first(weights, excess)
+
+
+def _first(weights: Mapping[Column, int], excess: int) -> set[Column]:
+    """The heaviest, until `excess` is gone."""
+    chosen: set[Column] = set()
+    for column in sorted(weights, key=lambda column: -weights[column]):
         if excess <= 0:
             break
-        chosen.add(name)
-        excess -= weights[name]
+        chosen.add(column)
+        excess -= weights[column]
     return chosen
 
 

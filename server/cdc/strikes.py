@@ -80,13 +80,9 @@ class Strikes:
         self._at = since
         if self._count < STRIKES:
             return
-        if self._commit_lsn is not None:
-            until = self._commit_lsn + 1
-        else:
-            until = min(since + self._step_bytes, end)
-        if until > since and not await self._pass_over(admin, since, until):
-            self._forget()
-        elif self._commit_lsn is not None:
+        whole = self._commit_lsn is not None
+        until = self._commit_lsn + 1 if self._commit_lsn is not None else min(since + self._step_bytes, end)
+        if (until > since and not await self._pass_over(admin, since, until)) or whole:
             self._forget()
         else:
             self._count = STRIKES - 1  # each step may be tried at once

@@ -112,12 +112,20 @@ async def require(admin: AsyncConnection) -> None:
         )
     if admin.info.parameter_status("is_superuser") != "on":
         raise NotPublishable("ATLAS_TENANT_DATABASE_URL must be a superuser's for change data capture")
-    cursor = await admin.execute("SHOW wal_level")
+    cursor = await admin.execute(
+        "SELECT current_setting('wal_level'), current_setting('max_prepared_transactions')::int"
+    )
     found = await cursor.fetchone()
     assert found is not None
-    if found[0] != "logical":
+    wal_level, prepared = found
+    if wal_level != "logical":
         raise NotPublishable(
-            f"wal_level of the tenants' Postgres is {found[0]}; set it to logical and restart the server"
+            f"wal_level of the tenants' Postgres is {wal_level}; set it to logical and restart the server"
+        )
+    if prepared:
+        raise NotPublishable(
+            f"max_prepared_transactions of the tenants' Postgres is {prepared}; set it to 0 and restart the server: a "
+            "tenant's prepared transaction, which no session holds open, would keep everybody's write-ahead log"
         )
 
 

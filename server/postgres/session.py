@@ -238,10 +238,16 @@ class Session:
             self._writer.write(wire.TERMINATE)
             self._writer.close()
 
-    async def wait_closed(self) -> None:
-        """After `close` or `abandon`: until the socket is gone."""
-        with suppress(OSError):
-            await self._writer.wait_closed()
+    async def wait_closed(self, within_s: float | None = None) -> None:
+        """After `close` or `abandon`: until the socket is gone. After `within_s` it is, though the server has not got
+        what was to be sent: its machine may be gone."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._writer.wait_closed()
+        except TimeoutError:
+            self._writer.transport.abort()
+        except OSError:
+            pass
 
     async def _secure(self) -> None:
         if self._address.tls is None:

@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode
 from uuid import UUID
 
 from psycopg import AsyncConnection, sql
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import UndefinedObject
 
 from server.log import Logger
@@ -48,6 +48,17 @@ HIDING: Final = (
     "ALTER DEFAULT PRIVILEGES FOR ROLE {name} REVOKE ALL ON TYPES FROM PUBLIC",
 )
 """Else information_schema shows the names of a tenant's functions and types to all others."""
+
+_KEEPALIVE: Final = {
+    "keepalives_idle": "2",
+    "keepalives_interval": "1",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "5000",
+}
+"""A remote server that is gone is missed within seconds, in whatever state the connection is."""
+
+_SERVER_KEEPALIVE: Final = "-c tcp_keepalives_idle=2 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=3"
+"""So that Postgres, too, forgets a worker whose machine is gone, and lets go of its locks."""
 
 _UUID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}")
 
@@ -79,6 +90,8 @@ class Tenants:
         self._other_databases = other_databases
         given = {name: str(value) for name, value in conninfo_to_dict(admin_url).items() if value is not None}
         self._given = given
+        options = f"{given.get('options', '')} {_SERVER_KEEPALIVE}".strip()
+        self._conninfo = make_conninfo(admin_url, **{**_KEEPALIVE, **given, "options": options})
         self.database = given.get("dbname", "tenants")
         host = given.get("hostaddr") or given.get("host") or "127.0.0.1"
         self.address = _address(host.split(",")[0], given)
@@ -233,7 +246,7 @@ class Tenants:
         """A connection of the admin's role, closed at the end. psycopg.Error."""
         # roles change rarely: a connection for each change, none kept
         connection = await AsyncConnection.connect(
-            self._admin_url, autocommit=True, connect_timeout=5, application_name="atlas-tenants"
+            self._conninfo, autocommit=True, connect_timeout=5, application_name="atlas-tenants"
         )
         async with connection:
             yield connection

@@ -152,6 +152,9 @@ _ARRAYS: Final[dict[int, Loader]] = {
     ),
 }
 
+ARRAYS: Final = frozenset(_ARRAYS)
+"""Types of which each value becomes a list."""
+
 
 def loaders(columns: Sequence[Column]) -> list[tuple[str, Loader]]:
     """Name and loader of each column, in order."""

@@ -1,6 +1,7 @@
 """Changes of tables as events: a real Postgres, a real NATS, a tenant with psql."""
 
 import asyncio
+import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -11,9 +12,10 @@ import pytest
 from psycopg import AsyncConnection, OperationalError
 from psycopg.errors import FeatureNotSupported
 
-from server.cdc import relay as relaying
 from server.cdc import pump, slot
-from server.cdc.changes import Changes
+from server.cdc import relay as relaying
+from server.cdc.changes import Changes, TooManyTables
+from server.cdc.link import Link
 from server.cdc.pgoutput import Begin, Message, ProtocolError, decode
 from server.cdc.position import lsn_text, parse_position
 from server.cdc.relay import Relay
@@ -24,7 +26,7 @@ from server.events.envelope import MAX_EVENT_BYTES, Change, Event, encode
 from server.events.json_text import read
 from server.events.types import unescape
 from server.postgres import publication
-from server.postgres.session import SqlError
+from server.postgres.session import Address, Reader, Session, SqlError
 from server.postgres.tenants import Tenants, schema_of
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
@@ -644,6 +646,12 @@ class TestServers:
         await eventually(told)
         await relay.close()
 
+    async def test_one_with_prepared_transactions_is_told_so(self, make_postgres: Callable[..., OwnPostgres]) -> None:
+        server = make_postgres(max_prepared_transactions="3")
+        async with await AsyncConnection.connect(server.url, autocommit=True) as admin:
+            with pytest.raises(publication.NotPublishable, match="is 3; set it to 0 and restart"):
+                await publication.require(admin)
+
     async def test_one_where_we_are_no_superuser_is_told_so(
         self, make_postgres: Callable[..., OwnPostgres], cdc_bus: EventBus
     ) -> None:
@@ -666,6 +674,21 @@ class TestServers:
         server.running.ask_to_stop()
         await asyncio.to_thread(server.running.process.wait, 10)
         await relay.close()
+
+
+async def test_a_link_to_a_server_that_is_gone_is_closed_in_time() -> None:
+    """Nothing that is sent is read any more."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        loop, reader = asyncio.get_running_loop(), Reader()
+        transport, protocol = await loop.create_connection(lambda: asyncio.StreamReaderProtocol(reader), sock=ours)
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        session = Session(Address(host="x", port=1), reader, writer)
+        writer.write(bytes(8 * 1024 * 1024))
+        link = Link(session, reader, writer.write)
+        async with asyncio.timeout(5):
+            await link.close()
+        assert transport.is_closing()
 
 
 async def test_what_fails_before_its_transaction_is_known_is_passed_in_growing_steps(
@@ -699,4 +722,32 @@ async def test_what_fails_before_its_transaction_is_known_is_passed_in_growing_s
         strikes.count(ProtocolError("x"), name, elsewhere)
         await strikes.skip(admin)
         assert (await slot.confirmed(admin, name))[0] == places[-1], "another place counts anew"
+    await forget_slots(tenants)
+
+
+async def test_nothing_is_skipped_while_another_reads_and_no_gap_is_told(relay: Relay, tenants: Tenants) -> None:
+    async with tenants.admin() as admin:
+        name = await slot.claim(admin)
+        strikes = Strikes()
+        within = Changes(name, None, most_bytes=1_000_000)
+        within.take(Begin((await slot.confirmed(admin, name))[1] + 10**6, 0, 1), {})
+        for _ in range(STRIKES):
+            strikes.count(TooManyTables("x"), name, within)
+            await strikes.skip(admin)
+        assert await slot.noted_gap(admin) is None
+
+
+async def test_what_another_went_past_counts_anew(tenants: Tenants, person: AsyncConnection) -> None:
+    async with tenants.admin() as admin:
+        name = await slot.claim(admin)
+        strikes, unread = Strikes(), Changes(name, None, most_bytes=1_000_000)
+        for _ in range(STRIKES - 1):
+            strikes.count(ProtocolError("x"), name, unread)
+            await strikes.skip(admin)
+        await run(person, "SET synchronous_commit = on", "CREATE TABLE t (v text)", "INSERT INTO t VALUES ('x')")
+        moved = (await slot.confirmed(admin, name))[1]
+        assert await slot.skip(admin, name, moved)
+        strikes.count(ProtocolError("x"), name, unread)
+        await strikes.skip(admin)
+        assert await slot.noted_gap(admin) is None
     await forget_slots(tenants)

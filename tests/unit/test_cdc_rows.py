@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from server.cdc import rows
 from server.cdc.changes import Changes, End, Outgoing, TooManyTables
 from server.cdc.pgoutput import (
     Begin,
@@ -194,6 +195,43 @@ def test_only_a_projects_schema_leads_to_a_project() -> None:
     assert project_of(SCHEMA) == PROJECT
     for other in ("public", "proj_x", SCHEMA + "\n", SCHEMA.upper(), "x" + SCHEMA):
         assert project_of(other) is None
+
+
+class TestManyValues:
+    """Counted before they are made."""
+
+    ARRAYS = Relation(
+        9, SCHEMA, "a", "f", (Column("id", 23, True), Column("few", 1007, False), Column("many", 1007, False))
+    )
+    FEW, MANY, HALF = b"{1,2}", b"{" + b"1," * 100_000 + b"1}", b"{" + b"1," * 60_000 + b"1}"
+
+    @pytest.mark.parametrize(
+        ("message", "data", "old", "changed"),
+        [
+            (Insert(9, [b"1", FEW, MANY]), {"id": 1, "few": [1, 2]}, None, ()),
+            (Delete(9, [b"1", FEW, HALF], True), {"id": 1, "few": [1, 2]}, {"id": 1, "few": [1, 2]}, ()),
+            (
+                Update(9, [b"2", FEW, HALF], True, [b"1", None, HALF]),
+                {"id": 1, "few": None},
+                {"id": 2, "few": [1, 2]},
+                ("id", "few"),
+            ),
+            (Update(9, None, False, [b"1", FEW, MANY]), {"id": 1, "few": [1, 2]}, None, ()),
+        ],
+    )
+    def test_the_column_of_most_is_left_out(
+        self,
+        message: Insert | Update | Delete,
+        data: Any,
+        old: Any,
+        changed: tuple[str, ...],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(rows, "_heaviest", None)  # nothing is too large by then
+        found = event(message, table=self.ARRAYS)
+        was = change(found)
+        assert (found.data.value, was.old and was.old.value) == (data, old)
+        assert (was.changed, was.unavailable) == (changed, ("many",))
 
 
 class TestPositions:

@@ -24,6 +24,11 @@ def well_formed(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
+def storable(text: str) -> str:
+    """The text as Postgres takes it: well formed, and without U+0000."""
+    return well_formed(text).replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
 def is_id(value: str) -> bool:
     """Whether it is a UUID, in either case."""
     return _UUID.fullmatch(value.lower()) is not None

@@ -16,6 +16,7 @@ from server.dispatch.intake import Intake
 from server.dispatch.lease import LEASE_S, Lease
 from server.dispatch.loops import Loops
 from server.dispatch.outcomes import Outcomes
+from server.dispatch.replay import TOPIC
 from server.dispatch.room import Room
 from server.dispatch.runs import Invokes, Runs, StartsWorkflows
 from server.dispatch.starter import Starter, Triggers
@@ -34,8 +35,6 @@ BUSY: Final = 4
 
 DRAIN_S: Final = 6.0
 MOST_COUNTED: Final = 100_000
-TOPIC: Final = "delivery"
-"""Of announcements that something was queued, by a replay for example."""
 
 
 class Dispatcher:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from server.dispatch.consumer import Message
-from server.fields import well_formed
+from server.fields import storable
 from server.log import logger
 from server.postgres.control import Connection
 
@@ -23,8 +23,8 @@ async def park(conn: Connection, strange: Sequence[tuple[Message, str]]) -> None
                 " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
                 [
                     message.sequence,
-                    _storable(message.subject),
-                    _storable(reason[:MAX_REASON_CHARS]),
+                    storable(message.subject),
+                    storable(reason[:MAX_REASON_CHARS]),
                     message.body[:KEPT_BYTES],
                     len(message.body),
                     message.stored_at,
@@ -37,7 +37,3 @@ async def park(conn: Connection, strange: Sequence[tuple[Message, str]]) -> None
         sequence=first.sequence,
         parked=len(strange),
     )
-
-
-def _storable(text: str) -> str:
-    return well_formed(text).replace("\0", "\N{REPLACEMENT CHARACTER}")

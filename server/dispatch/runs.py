@@ -23,7 +23,7 @@ from server.dispatch.outcomes import Outcomes
 from server.dispatch.room import Room
 from server.errors import AtlasError, InvalidArgument, NotFound
 from server.events.envelope import Event, decode, encode, spelled
-from server.fields import well_formed
+from server.fields import storable
 from server.invocations.invoke import Body, Call, Finished, Request
 from server.log import logger
 from server.telemetry.metrics import Metrics
@@ -293,4 +293,4 @@ def _counted(state: str, ended: Ended) -> str:
 
 def _kept(message: str) -> str:
     """As Postgres takes it."""
-    return well_formed(message[:MAX_MESSAGE_CHARS]).replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return storable(message[:MAX_MESSAGE_CHARS])

@@ -10,7 +10,6 @@ whose process died comes back when its lease is over. After MAX_ATTEMPTS it has 
 import asyncio
 import contextlib
 import random
-from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -30,6 +29,7 @@ from server.postgres.control import Connection, Pool, transaction
 from server.runs import rows
 from server.runs.record import RunError, RunRecord, finished, storable
 from server.runs.recorder import Sink
+from server.tasks import whole
 
 log = logger("async")
 
@@ -139,7 +139,7 @@ class AsyncWorker:
             if again is not None:
                 await self._give_back(claimed, replace(again, delay_s=again.delay_s * random.uniform(0.5, 1.5)))  # noqa: S311
             else:
-                await _whole(self._finish(claimed, answer, record))
+                await whole(self._finish(claimed, answer, record))
 
     async def _attempt(self, claimed: Claimed) -> tuple[Answer, RunRecord | None]:
         """How it ended and what the Invoker recorded of it."""
@@ -192,13 +192,3 @@ class AsyncWorker:
         assert queued is not None, "an asynchronous run has its row"
         told = RunError(reason=answer.reason, message=answer.message) if isinstance(answer, AtlasError) else None
         return finished(queued.run, Result(outcome=outcome_of(answer)), told, at=self._clock.now())
-
-
-async def _whole(work: Coroutine[object, object, None]) -> None:
-    """Do it to its end; a cancellation waits for that."""
-    task = asyncio.create_task(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise

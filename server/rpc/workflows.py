@@ -1,19 +1,17 @@
 """WorkflowService: typed for gRPC clients, HttpBody for REST where JSON passes. Both end in `server.workflows`."""
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from typing import Final
 
 from google.api.httpbody_pb2 import HttpBody as Body
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from atlas.workflows.v1 import workflows_pb2, workflows_service_pb2_grpc
 from atlas.workflows.v1 import workflows_service_pb2 as pb
-from server.errors import InvalidArgument
 from server.events.json_text import Json
 from server.rpc import workflow_bodies as bodies
 from server.rpc.access import principal
 from server.rpc.boundary import Context
+from server.rpc.values import moment
 from server.rpc.workflow_messages import (
     run_json,
     run_message,
@@ -118,8 +116,8 @@ class WorkflowService(workflows_service_pb2_grpc.WorkflowServiceServicer):
         wanted = Filter(
             workflow_id=request.workflow,
             state=request.state,
-            since=_moment("since", request.since) if request.HasField("since") else None,
-            until=_moment("until", request.until) if request.HasField("until") else None,
+            since=moment("since", request.since) if request.HasField("since") else None,
+            until=moment("until", request.until) if request.HasField("until") else None,
         )
         page = await self._workflows.list(principal().project_id, wanted, request.page_size, request.page_token)
         found = [run_message(run) for run in page.items]
@@ -170,12 +168,3 @@ def _json(text: bytes) -> Body:
 
 def _sizes(definition: Definition) -> pb.ValidateWorkflowResponse:
     return pb.ValidateWorkflowResponse(nodes=len(definition.nodes), edges=len(definition.edges))
-
-
-def _moment(field: str, stamp: Timestamp) -> datetime:
-    try:
-        return stamp.ToDatetime(UTC)
-    except (ValueError, OverflowError):
-        raise InvalidArgument(
-            field, f"{field} is {stamp.seconds} s after 1970; it must be in the years 1 to 9999"
-        ) from None

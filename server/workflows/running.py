@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -12,6 +12,7 @@ from server.errors import AtlasError, InvalidArgument, Unavailable
 from server.events.bus import EventBus
 from server.log import logger
 from server.postgres.control import Pool, transaction
+from server.tasks import whole
 from server.telemetry.metrics import Metrics
 from server.workflows import queue, stream, transitions
 from server.workflows.attempting import Attempting, Definitions, input_of
@@ -59,23 +60,23 @@ class Stepping:
             try:
                 definition = await self._definitions.of(claimed.workflow_id, claimed.version)
             except InvalidArgument as why:
-                await _whole(self._end_run(claimed, why))
+                await whole(self._end_run(claimed, why))
                 return
             node = definition.nodes[claimed.node_id]
             ended = await self._attempt(claimed, node)
         except asyncio.CancelledError:
             if not self._claims.is_lost(claimed.lease):
-                await _whole(self._give_back(claimed))
+                await whole(self._give_back(claimed))
             raise
         except Unavailable as why:
             log.warning("workflows.unread", f"A step is given back: {why}", run_id=claimed.run_id)
             await asyncio.sleep(WRITE_PAUSE_S)
-            await _whole(self._give_back(claimed, WRITE_ATTEMPTS))
+            await whole(self._give_back(claimed, WRITE_ATTEMPTS))
             return
         finally:
             self._metrics.workflow_running().set(len(self._claims) - 1)
         self._metrics.workflow_step_s(node.type).observe(self._clock.monotonic_s() - began_s)
-        await _whole(self._write(claimed, definition, ended))
+        await whole(self._write(claimed, definition, ended))
 
     async def _attempt(self, claimed: Claimed, node: Node) -> Ended | Wait | _Failed:
         attempt: Attempt | None = None
@@ -168,13 +169,3 @@ class Stepping:
 def _ended(attempt: Attempt, got: Output) -> Ended:
     invocation_id = attempt.invocation_id if attempt.node.type == "function" else None
     return Ended(input=input_of(attempt), output=got.json, branch=got.branch, invocation_id=invocation_id)
-
-
-async def _whole(work: Coroutine[object, object, None]) -> None:
-    """Do it to its end; a cancellation waits for that."""
-    task = asyncio.create_task(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise

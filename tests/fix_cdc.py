@@ -15,7 +15,7 @@ from psycopg import AsyncConnection
 from server.cdc.relay import Relay
 from server.events import stream
 from server.events.bus import EventBus
-from server.events.envelope import Event
+from server.events.envelope import Change, Event
 from server.postgres.tenants import Tenants
 from server.settings import Settings
 from server.stack import postgres
@@ -64,6 +64,16 @@ class Stored:
         found = await eventually(enough, within_s)
         assert len(found) == count, [(event.type, event.data.text) for event in found]
         return found
+
+
+def change_of(event: Event) -> Change:
+    assert event.change
+    return event.change
+
+
+def old_of(change: Change) -> Any:
+    assert change.old
+    return change.old.value
 
 
 @pytest.fixture

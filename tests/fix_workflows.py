@@ -148,3 +148,7 @@ async def hang(_: Attempt) -> Output:
 
 def an_id() -> str:
     return str(uuid4())
+
+
+def value_of(output: bytes | None) -> object:
+    return None if output is None else json.loads(output)

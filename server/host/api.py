@@ -41,8 +41,10 @@ from server.host.keyvalue import KeyValue
 from server.host.objects import ObjectCalls
 from server.host.origin import Origin
 from server.host.publishing import Counted, Publishing
+from server.host.run_transaction import Part, RunTransaction
 from server.host.statement import MAX_SQL_BYTES
-from server.host.transaction import Transaction, Transactions
+from server.host.transaction import Numbered, Transaction, Transactions, require_brief
+from server.postgres.effects import Effects
 from server.storage.storage import Storage
 from server.telemetry.metrics import Metrics
 from server.telemetry.tracing import UNTRACED, Span
@@ -75,19 +77,44 @@ class HostApi:
         self.publishing = publishing
         self.objects = None if storage is None else ObjectCalls(storage)
 
+    def run_transaction(self, project_id: str, origin: Origin, *, repeated: bool) -> RunTransaction:
+        """For all that a run does in the database. `repeated`: there may be other attempts at it."""
+        return RunTransaction(
+            self.database,
+            project_id,
+            before=_before(self.database.effects(project_id), origin),
+            mark=origin.whole_mark if repeated else None,
+            publishing=self.publishing,
+        )
+
     def for_invocation(
-        self, project_id: str, limits: Limits, span: Span = UNTRACED, origin: Origin | None = None
+        self,
+        project_id: str,
+        limits: Limits,
+        span: Span = UNTRACED,
+        origin: Origin | None = None,
+        whole: RunTransaction | None = None,
     ) -> "InvocationHost":
-        """`span` is the run's; its calls become steps of it. `origin`: None for one that nobody asked for."""
-        return InvocationHost(self, project_id, limits, span, origin)
+        """`span` is the run's; its calls become steps of it. `origin`: None for one that nobody asked for. `whole`:
+        what all of its statements are part of; None when each is a transaction of its own."""
+        return InvocationHost(self, project_id, limits, span, origin, whole)
 
 
 class InvocationHost:
     """`engines.contract.Host`: one project's capabilities, for as long as one invocation may run."""
 
-    def __init__(self, api: HostApi, project_id: str, limits: Limits, span: Span, origin: Origin | None) -> None:
+    def __init__(
+        self,
+        api: HostApi,
+        project_id: str,
+        limits: Limits,
+        span: Span,
+        origin: Origin | None,
+        whole: RunTransaction | None,
+    ) -> None:
         self._api = api
         self._origin = origin
+        self._whole = whole
         self._effects = api.database.effects(project_id)
         self._transactions = Transactions()
         self._events = Counted(project_id, origin)
@@ -127,9 +154,11 @@ class InvocationHost:
         name = "atlas.db.query"
         sql, params = arguments.read(name, args, least=1, most=2)
         text, values = _statement(name, sql, params)
-        return await self._api.database.query(
-            self._project_id, text, values, timeout_ms=self._left_ms(), before=self._before()
-        )
+        if self._whole is not None:
+            parameters.check(values)
+            return await self._whole.query(text, values)
+        before = _before(self._effects, self._origin)
+        return await self._api.database.query(self._project_id, text, values, timeout_ms=self._left_ms(), before=before)
 
     async def _tx_open(self, args: bytes, span: Span) -> bytes:
         name = "atlas.db.transaction"
@@ -138,8 +167,14 @@ class InvocationHost:
         if once is not None and not (isinstance(once, str) and len(once) <= MAX_NAME_CHARS and once.isprintable()):
             raise arguments.invalid(name, f"exactlyOnce must be true, or a name of at most {MAX_NAME_CHARS} characters")
         mark = self._origin.mark(once) if once is not None and self._origin else None
-        transaction = Transaction(self._effects, self._before(), mark)
-        self._transactions.add(arguments.whole(name, "number", number), transaction)
+        at = arguments.whole(name, "number", number)
+        if self._whole is not None:
+            part = Part(self._whole, mark)
+            self._transactions.add(at, part)
+            await part.hold()
+            return b"null"
+        transaction = Transaction(self._effects, _before(self._effects, self._origin), mark)
+        self._transactions.add(at, transaction)
         await transaction.hold(self._api.database, self._project_id, timeout_ms=self._left_ms())
         return b"null"
 
@@ -158,7 +193,10 @@ class InvocationHost:
         name = "atlas.db.transaction"
         number, told = arguments.read(name, args, least=1, most=2)
         transaction = self._transaction(number)
-        await transaction.commit(arguments.json_text(name, "what the callback answers", told).decode())
+        answer = arguments.json_text(name, "what the callback answers", told)
+        if transaction.is_once:
+            require_brief(answer)
+        await transaction.commit(answer.decode())
         if transaction.published and self._api.publishing is not None:
             await self._api.publishing.wake()
         return b"null"
@@ -184,19 +222,14 @@ class InvocationHost:
             raise HostError("unavailable", f"{name}: this server has no event bus")
         if number is None and not options.get("transactional"):
             return await publishing.publish(name, event)
-        transaction = self._transactions.open if number is None else self._transaction(number)
+        transaction = (self._whole or self._transactions.open) if number is None else self._transaction(number)
         if transaction is None:
             raise HostError("no_transaction", f"{name}: transactional needs an atlas.db.transaction that is open")
         await transaction.publish(publishing.encoded(name, event))
         return orjson.dumps({"id": event.id, "duplicate": False})
 
-    def _transaction(self, number: object) -> Transaction:
+    def _transaction(self, number: object) -> Numbered:
         return self._transactions.get(arguments.whole("atlas.db.transaction", "number", number))
-
-    def _before(self) -> list[bytes]:
-        """What goes ahead of statements that may change rows: the cause, in runs that an event started."""
-        origin = self._origin
-        return [] if origin is None or origin.event_id is None else [self._effects.cause(cause.told(origin.cause))]
 
     async def _fetch(self, args: bytes, span: Span) -> bytes:
         url, options = arguments.read("atlas.fetch", args, least=1, most=2)
@@ -260,6 +293,11 @@ def _statement(name: str, sql: object, params: object) -> tuple[str, list[object
     if len(text.encode()) > MAX_SQL_BYTES:
         raise arguments.invalid(name, f"sql is longer than {MAX_SQL_BYTES} bytes; pass data as params")
     return text, [] if params is None else arguments.array(name, "params", params)
+
+
+def _before(effects: Effects, origin: Origin | None) -> list[bytes]:
+    """What goes ahead of statements that may change rows: the cause, in runs that an event started."""
+    return [] if origin is None or origin.event_id is None else [effects.cause(cause.told(origin.cause))]
 
 
 Handler = Callable[[InvocationHost, bytes, Span], Awaitable[bytes]]

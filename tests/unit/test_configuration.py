@@ -28,7 +28,7 @@ ACTIVE = Configuration(
 
 def after(change: Reconfiguration, active: Configuration = ACTIVE) -> Configuration:
     change.check()
-    return reconfigured(active, change, seal)
+    return reconfigured(active, change, "quickjs", seal)
 
 
 def test_nothing_given_leaves_everything() -> None:

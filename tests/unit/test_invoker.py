@@ -49,7 +49,13 @@ class Bench:
         self.running = Running()
         self.limits: list[Limits] = []
         function = SimpleNamespace(
-            id="i", runtime="quickjs", slug="f", version=3, project_id="p", settings=settings or FunctionSettings()
+            id="i",
+            runtime="quickjs",
+            slug="f",
+            version=3,
+            project_id="p",
+            settings=settings or FunctionSettings(),
+            exactly_once=False,
         )
         resolved = SimpleNamespace(
             program=None,

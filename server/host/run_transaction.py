@@ -130,9 +130,10 @@ class RunTransaction:
         if self._transaction is None or self._holding is None:
             return
         try:
-            with suppress(TimeoutError, HostError):
-                async with asyncio.timeout(ROLLBACK_S):
-                    await self._transaction.rollback()
+            if not self._cut:
+                with suppress(TimeoutError, HostError):
+                    async with asyncio.timeout(ROLLBACK_S):
+                        await self._transaction.rollback()
         finally:
             await end_task(self._holding)
         if not self._holding.cancelled() and (why := self._holding.exception()) is not None:

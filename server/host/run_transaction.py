@@ -91,6 +91,7 @@ class RunTransaction:
 
     @contextmanager
     def awaited(self) -> Iterator[None]:
+        """Around what a run must wait for if anything of it is to be committed."""
         try:
             yield
         except asyncio.CancelledError:
@@ -120,10 +121,11 @@ class RunTransaction:
 
     async def fail(self) -> None:
         """Roll it back, because a part of it failed."""
-        transaction = await self.opened()
-        await transaction.rollback(
-            HostError("transaction_rolled_back", f"{NAME}: rolled back, because an atlas.db.transaction in it failed")
+        then = HostError(
+            "transaction_rolled_back", f"{NAME}: rolled back, because an atlas.db.transaction within it failed"
         )
+        with self.awaited():
+            await (await self.opened()).rollback(then)
 
     async def close(self) -> None:
         """What was not committed is rolled back."""

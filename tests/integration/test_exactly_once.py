@@ -407,6 +407,12 @@ class TestAttacks:
         assert failure(await shop.attempt(code))[0] == "not_awaited"
         assert await shop.totals() == []
 
+    async def test_a_transaction_that_fails_unheard_fails_it(self, shop: Shop) -> None:
+        code = f"""{INSERT} const slow = atlas.db.query("SELECT count(*) FROM generate_series(1, 1000000)");
+          atlas.db.transaction(() => {{ throw 1 }}).catch(() => {{}}); await slow; return 1"""
+        assert failure(await shop.attempt(code))[0] in ("not_awaited", "transaction_rolled_back")
+        assert await shop.totals() == []
+
     async def test_what_never_left_the_sandbox_is_not_part_of_it(self, shop: Shop) -> None:
         late = 'const late = () => atlas.db.query("INSERT INTO orders (total) VALUES (66)").catch(() => {});'
         code = f"{late} {INSERT} setTimeout(late, 0); Promise.resolve().then(late); late(); return 1"

@@ -245,8 +245,8 @@ class TestWhatEndsIt:
         attempt = asyncio.create_task(shop.attempt(f"{INSERT} await atlas.db.query('{SLOW}')"))
 
         async def runs() -> bool:
-            sql = "SELECT FROM pg_stat_activity WHERE query = %s AND state = 'active'"
-            return (await shop.admin.execute(sql, [SLOW])).rowcount == 1
+            sql = "SELECT FROM pg_stat_activity WHERE query = %s AND state = 'active' AND usename = %s"
+            return (await shop.admin.execute(sql, [SLOW, shop.role])).rowcount == 1
 
         await eventually(runs)
         attempt.cancel()

@@ -14,12 +14,12 @@ RUNTIMES: Final = ("quickjs", "wasm", "node", "deno")
 SETTINGS: Final = ("timeout_ms", "memory_mb", "concurrency")
 
 _TEXTS: Final = ("slug", "name", "runtime", "entry", "isolation")
-_FIELDS: Final = (*_TEXTS, "settings", "env")
+_FIELDS: Final = (*_TEXTS, "settings", "exactly_once", "env")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
-    """`entry` is a file; empty texts are left to the server. `settings` is None where the file has none."""
+    """`entry` is a file; empty texts are left to the server. None is what the file does not say."""
 
     entry: Path
     slug: str
@@ -27,6 +27,7 @@ class Project:
     runtime: str = "quickjs"
     isolation: str = ""
     settings: Mapping[str, int] | None = None
+    exactly_once: bool | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     config: Path | None = None
 
@@ -62,6 +63,9 @@ def _of_folder(folder: Path) -> Project:
         raise _wrong(config, f"settings.{unknown[0]}", f"is not known; there are {', '.join(SETTINGS)}")
     if settings and (large := [name for name, value in settings.items() if not 0 <= value < 2**31]):
         raise _wrong(config, f"settings.{large[0]}", f"is {settings[large[0]]}, which no limit can be")
+    exactly_once = data.get("exactly_once")
+    if not isinstance(exactly_once, bool | None):
+        raise _wrong(config, "exactly_once", "must be true or false")
     env = _mapping(config, data, "env", str)
     entry = folder / (data.get("entry") or "index.ts")
     if not entry.is_file():
@@ -73,6 +77,7 @@ def _of_folder(folder: Path) -> Project:
         runtime=data.get("runtime") or "quickjs",
         isolation=data.get("isolation", ""),
         settings=settings,
+        exactly_once=exactly_once,
         env=env or {},
         config=config,
     )

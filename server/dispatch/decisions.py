@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 from engines.contract import Outcome
 from server.errors import AtlasError, Cancelled, NotFound, Unavailable, Unimplemented
-from server.functions.outcomes import TABLE
+from server.functions.outcomes import FAILED_STATUS, TABLE
 from server.invocations.invoke import Finished
 from server.triggers.definition import NEVER_RETRIED, RetryPolicy
 
@@ -25,7 +25,6 @@ REFUSED_BACKOFF_S: Final = (0.25, 15.0)
 
 FAULT: Final = "INTERNAL_FAULT"
 STATUS: Final = "FUNCTION_ANSWERED_STATUS"
-_FAILED_STATUS: Final = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ def ended(answer: Finished | AtlasError) -> Ended:
     """Of what an Invoker answered or raised."""
     if isinstance(answer, Finished):
         response = answer.result.response
-        if response is None or response.status < _FAILED_STATUS:
+        if response is None or response.status < FAILED_STATUS:
             return OK
         return Ended(Outcome.EXCEPTION, STATUS, f"The function answered with status {response.status}")
     if (outcome := _OUTCOMES.get(answer.reason)) is not None:

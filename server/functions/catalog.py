@@ -15,6 +15,7 @@ from server.functions.records import Active, Function
 from server.functions.registry import Registry
 from server.functions.secrets import SealBroken, Vault
 from server.functions.settings import FunctionSettings
+from server.host.transaction import MAX_TOLD_BYTES
 from server.log import logger
 from server.postgres.cache import Cache
 from server.postgres.changes import Changes
@@ -46,7 +47,10 @@ class Resolved:
         """The limits of an invocation, given its tier's; computed once a tier."""
         bounded = self._bounded.get(limits)
         if bounded is None:
-            bounded = self._bounded[limits] = self.function.settings.bound(limits)
+            bounded = self.function.settings.bound(limits)
+            if self.function.exactly_once:  # its answer is kept with what it did
+                bounded = replace(bounded, result_bytes=min(bounded.result_bytes, MAX_TOLD_BYTES))
+            self._bounded[limits] = bounded
         return bounded
 
 

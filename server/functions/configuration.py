@@ -12,6 +12,7 @@ from typing import Final
 
 from server.errors import InvalidArgument
 from server.fields import shown
+from server.functions.records import RuntimeName
 from server.functions.secrets import OVERHEAD_BYTES
 from server.functions.settings import NONE, FunctionSettings
 
@@ -33,6 +34,7 @@ class Configuration:
     """Of one version."""
 
     settings: FunctionSettings = NONE
+    exactly_once: bool = False  # a run is one transaction, and done once for all attempts at it
     env: Mapping[str, str] = field(default_factory=dict)  # plain variables
     secrets: Mapping[str, bytes] = field(default_factory=dict)  # sealed
 
@@ -42,6 +44,7 @@ class Reconfiguration:
     """What changes from one version to the next. None leaves what there is."""
 
     settings: FunctionSettings | None = None
+    exactly_once: bool | None = None
     env: Mapping[str, str] | None = None  # all plain variables from now on
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)  # to add or replace
     remove_secrets: Collection[str] = ()
@@ -60,8 +63,9 @@ class Reconfiguration:
 UNCHANGED: Final = Reconfiguration()
 
 
-def reconfigured(active: Configuration, change: Reconfiguration, seal: Seal) -> Configuration:
-    """The next version's configuration. InvalidArgument for what does not fit to the active one's, or is too much."""
+def reconfigured(active: Configuration, change: Reconfiguration, runtime: RuntimeName, seal: Seal) -> Configuration:
+    """The next version's configuration. InvalidArgument for what does not fit to the active one's or to the runtime, or
+    is too much."""
     if unknown := sorted({*change.remove_secrets} - {*active.secrets}):
         raise InvalidArgument(
             "remove_secrets",
@@ -73,8 +77,19 @@ def reconfigured(active: Configuration, change: Reconfiguration, seal: Seal) -> 
     _require_apart(env, kept, change)
     secrets = kept | {name: seal(name, value) for name, value in change.secrets.items()}
     _require_moderate("secrets" if change.secrets else "env", env, secrets)
+    exactly_once = active.exactly_once if change.exactly_once is None else change.exactly_once
+    if exactly_once and runtime == "wasm":
+        whose = "" if change.exactly_once else " of the active version"
+        raise InvalidArgument(
+            "exactly_once",
+            f'exactly_once{whose} is true; it must be false with the runtime "wasm", whose functions have no database',
+            runtime=runtime,
+        )
     return Configuration(
-        settings=active.settings if change.settings is None else change.settings, env=env, secrets=secrets
+        settings=active.settings if change.settings is None else change.settings,
+        exactly_once=exactly_once,
+        env=env,
+        secrets=secrets,
     )
 
 

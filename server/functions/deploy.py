@@ -171,7 +171,7 @@ class Deployer:
     ) -> Function:
         limits = limits_of(tier, self._settings)
         _check(change, limits)
-        await self._lifecycle.check(project_id, release.slug, change, new=new)
+        await self._lifecycle.check(project_id, release, change, new=new)
         built = await self._compiler.compile(project_id, release.runtime, given, _to_load(limits, change))
         release = replace(release, code=built.code, source_map=built.source_map, script=built.script or None)
         await self._store(project_id, release)

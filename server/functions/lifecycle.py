@@ -62,17 +62,17 @@ class Lifecycle:
         self._artifacts = artifacts
         self._vault = vault
 
-    async def check(self, project_id: str, slug: str, change: Reconfiguration, *, new: bool = False) -> None:
+    async def check(self, project_id: str, release: Release, change: Reconfiguration, *, new: bool = False) -> None:
         """Raise now what `publish` would raise, as far as that can be known; nothing is changed."""
         async with transaction(self._pool) as conn:
-            function_id = await id_under(conn, project_id, slug)
+            function_id = await id_under(conn, project_id, release.slug)
             if function_id is None:
-                reconfigured(Configuration(), change, self._seal(project_id, ""))
+                reconfigured(Configuration(), change, release.runtime, self._seal(project_id, ""))
             elif new:
-                raise _slug_taken(slug)
+                raise _slug_taken(release.slug)
             else:
                 active = await active_configuration(conn, function_id)
-                reconfigured(active, change, self._seal(project_id, function_id))
+                reconfigured(active, change, release.runtime, self._seal(project_id, function_id))
 
     async def publish(
         self, project_id: str, release: Release, change: Reconfiguration = UNCHANGED, *, new: bool = False
@@ -91,7 +91,7 @@ class Lifecycle:
                 raise _slug_taken(release.slug)
             else:
                 active = await active_configuration(conn, function_id)
-            configured = reconfigured(active, change, self._seal(project_id, function_id))
+            configured = reconfigured(active, change, release.runtime, self._seal(project_id, function_id))
             version = await next_version(conn, function_id, release.name)
             await insert_version(conn, project_id, function_id, version, release, configured)
             await history.note(conn, function_id, version)
@@ -118,7 +118,7 @@ class Lifecycle:
 
     async def _revise(self, conn: Connection, before: Function, amendment: Amendment) -> list[str]:
         active = await active_configuration(conn, before.id)
-        configured = reconfigured(active, amendment.change, self._seal(before.project_id, before.id))
+        configured = reconfigured(active, amendment.change, before.runtime, self._seal(before.project_id, before.id))
         version = await next_version(conn, before.id, None)
         await insert_revision(
             conn,

@@ -13,6 +13,9 @@ from server.errors import (
     Unavailable,
 )
 
+FAILED_STATUS: Final = 400
+"""A Response of this status or a higher one is a failure, for who cannot be answered with it."""
+
 RETRY_AFTER_MS: Final = 1_000
 """What an overloaded server asks callers to wait; long enough for a wave of short runs to drain."""
 

@@ -33,6 +33,7 @@ class Function:
     version: int
     isolation: Isolation
     settings: FunctionSettings
+    exactly_once: bool
     env: Mapping[str, str]  # plain variables
     secret_names: Sequence[str]
     created_at: datetime
@@ -52,6 +53,7 @@ class Version:
     source_bytes: int
     note: str
     settings: FunctionSettings
+    exactly_once: bool
     env: Mapping[str, str]  # plain variables
     secret_names: Sequence[str]
     active: bool
@@ -78,7 +80,7 @@ class Active:
 
 
 _CONFIGURATION: Final = (
-    "v.timeout_ms, v.memory_mb, v.concurrency, v.env,"
+    "v.timeout_ms, v.memory_mb, v.concurrency, v.exactly_once, v.env,"
     " ARRAY(SELECT name FROM jsonb_object_keys(v.secrets) AS name ORDER BY name) AS secret_names"
 )
 FUNCTION: Final = (

@@ -90,12 +90,17 @@ async def require_room(conn: Connection, project_id: str) -> None:
 
 async def active_configuration(conn: Connection, function_id: str) -> Configuration:
     cursor = await conn.cursor(row_factory=dict_row).execute(
-        "SELECT v.timeout_ms, v.memory_mb, v.concurrency, v.env, v.secrets FROM functions f"
+        "SELECT v.timeout_ms, v.memory_mb, v.concurrency, v.exactly_once, v.env, v.secrets FROM functions f"
         " JOIN function_versions v ON v.function_id = f.id AND v.version = f.active_version WHERE f.id = %s",
         [function_id],
     )
     (row,) = await cursor.fetchall()
-    return Configuration(settings=settings_of(row), env=row["env"], secrets=sealed_of(row["secrets"]))
+    return Configuration(
+        settings=settings_of(row),
+        exactly_once=row["exactly_once"],
+        env=row["env"],
+        secrets=sealed_of(row["secrets"]),
+    )
 
 
 async def next_version(conn: Connection, function_id: str, name: str | None) -> int:
@@ -123,8 +128,8 @@ async def insert_version(
             )
     await conn.execute(
         "INSERT INTO function_versions (function_id, project_id, version, runtime, language, entrypoint, isolation,"
-        f" source_bytes, {', '.join(_HASHES)}, note, timeout_ms, memory_mb, concurrency, env, secrets)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        f" source_bytes, {', '.join(_HASHES)}, note, timeout_ms, memory_mb, concurrency, exactly_once, env,"
+        " secrets) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
         [
             *(function_id, project_id, version, release.runtime, release.language, release.entrypoint),
             *(release.isolation, len(release.source), *hashes, release.note),
@@ -147,8 +152,8 @@ async def insert_revision(
     same = f"function_id, project_id, runtime, language, entrypoint, source_bytes, {', '.join(_HASHES)}"
     await conn.execute(
         f"INSERT INTO function_versions ({same}, version, note, isolation,"
-        " timeout_ms, memory_mb, concurrency, env, secrets)"
-        f" SELECT {same}, %s, %s, coalesce(%s, isolation), %s, %s, %s, %s, %s"
+        " timeout_ms, memory_mb, concurrency, exactly_once, env, secrets)"
+        f" SELECT {same}, %s, %s, coalesce(%s, isolation), %s, %s, %s, %s, %s, %s"
         " FROM function_versions WHERE function_id = %s AND version = %s",
         [version, note, isolation, *_columns(configured), function_id, of],
     )
@@ -160,6 +165,7 @@ def _columns(configured: Configuration) -> Sequence[object]:
         settings.timeout_ms,
         settings.memory_mb,
         settings.concurrency,
+        configured.exactly_once,
         Jsonb(dict(configured.env)),
         Jsonb(sealed_column(configured.secrets)),
     )

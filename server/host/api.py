@@ -32,26 +32,22 @@ from typing import Final
 import orjson
 
 from engines.contract import HostError, Limits
-from server.events import cause
 from server.events.envelope import Cause
-from server.host import arguments, parameters
+from server.host import arguments
 from server.host.database import Database
+from server.host.database_calls import DatabaseCalls, cause_of
 from server.host.fetch import Fetcher
 from server.host.keyvalue import KeyValue
 from server.host.objects import ObjectCalls
 from server.host.origin import Origin
 from server.host.publishing import Counted, Publishing
-from server.host.statement import MAX_SQL_BYTES
-from server.host.transaction import Transaction, Transactions
+from server.host.run_transaction import RunTransaction
 from server.storage.storage import Storage
 from server.telemetry.metrics import Metrics
 from server.telemetry.tracing import UNTRACED, Span
 
 CALLS_AT_ONCE: Final = {"db": 4, "fetch": 6, "kv": 16, "tx": 64, "events": 8, "storage": 4}
 """Of one invocation and kind; more wait for their turn."""
-
-MAX_NAME_CHARS: Final = 100
-"""Of a name given as exactlyOnce."""
 
 
 class HostApi:
@@ -75,21 +71,44 @@ class HostApi:
         self.publishing = publishing
         self.objects = None if storage is None else ObjectCalls(storage)
 
+    def run_transaction(self, project_id: str, origin: Origin, *, repeated: bool) -> RunTransaction:
+        """For all that a run does in the database. `repeated`: there may be other attempts at it."""
+        return RunTransaction(
+            self.database,
+            project_id,
+            before=cause_of(self.database.effects(project_id), origin),
+            mark=origin.whole_mark if repeated else None,
+            publishing=self.publishing,
+        )
+
     def for_invocation(
-        self, project_id: str, limits: Limits, span: Span = UNTRACED, origin: Origin | None = None
+        self,
+        project_id: str,
+        limits: Limits,
+        span: Span = UNTRACED,
+        origin: Origin | None = None,
+        whole: RunTransaction | None = None,
     ) -> "InvocationHost":
-        """`span` is the run's; its calls become steps of it. `origin`: None for one that nobody asked for."""
-        return InvocationHost(self, project_id, limits, span, origin)
+        """`span` is the run's; its calls become steps of it. `origin`: None for one that nobody asked for. `whole`:
+        what all of its statements are part of; None when each is a transaction of its own."""
+        return InvocationHost(self, project_id, limits, span, origin, whole)
 
 
 class InvocationHost:
     """`engines.contract.Host`: one project's capabilities, for as long as one invocation may run."""
 
-    def __init__(self, api: HostApi, project_id: str, limits: Limits, span: Span, origin: Origin | None) -> None:
+    def __init__(
+        self,
+        api: HostApi,
+        project_id: str,
+        limits: Limits,
+        span: Span,
+        origin: Origin | None,
+        whole: RunTransaction | None,
+    ) -> None:
         self._api = api
         self._origin = origin
-        self._effects = api.database.effects(project_id)
-        self._transactions = Transactions()
+        self._database = DatabaseCalls(api.database, project_id, origin, whole, api.publishing)
         self._events = Counted(project_id, origin)
         self._span = span
         self._project_id = project_id
@@ -124,49 +143,22 @@ class InvocationHost:
         return turn
 
     async def _query(self, args: bytes, span: Span) -> bytes:
-        name = "atlas.db.query"
-        sql, params = arguments.read(name, args, least=1, most=2)
-        text, values = _statement(name, sql, params)
-        return await self._api.database.query(
-            self._project_id, text, values, timeout_ms=self._left_ms(), before=self._before()
-        )
+        return await self._database.query(args, timeout_ms=self._left_ms())
 
     async def _tx_open(self, args: bytes, span: Span) -> bytes:
-        name = "atlas.db.transaction"
-        number, options = arguments.read(name, args, least=1, most=2)
-        once = arguments.options(name, "options", options, frozenset(("exactly_once",))).get("exactly_once")
-        if once is not None and not (isinstance(once, str) and len(once) <= MAX_NAME_CHARS and once.isprintable()):
-            raise arguments.invalid(name, f"exactlyOnce must be true, or a name of at most {MAX_NAME_CHARS} characters")
-        mark = self._origin.mark(once) if once is not None and self._origin else None
-        transaction = Transaction(self._effects, self._before(), mark)
-        self._transactions.add(arguments.whole(name, "number", number), transaction)
-        await transaction.hold(self._api.database, self._project_id, timeout_ms=self._left_ms())
-        return b"null"
+        return await self._database.open(args, timeout_ms=self._left_ms())
 
     async def _tx_begin(self, args: bytes, span: Span) -> bytes:
-        (number,) = arguments.read("atlas.db.transaction", args, least=1, most=1)
-        return await self._transaction(number).begun()
+        return await self._database.begin(args)
 
     async def _tx_query(self, args: bytes, span: Span) -> bytes:
-        name = "tx.query"
-        number, sql, params = arguments.read(name, args, least=2, most=3)
-        text, values = _statement(name, sql, params)
-        parameters.check(values)
-        return await self._transaction(number).query(text, values)
+        return await self._database.query_within(args)
 
     async def _tx_commit(self, args: bytes, span: Span) -> bytes:
-        name = "atlas.db.transaction"
-        number, told = arguments.read(name, args, least=1, most=2)
-        transaction = self._transaction(number)
-        await transaction.commit(arguments.json_text(name, "what the callback answers", told).decode())
-        if transaction.published and self._api.publishing is not None:
-            await self._api.publishing.wake()
-        return b"null"
+        return await self._database.commit(args)
 
     async def _tx_rollback(self, args: bytes, span: Span) -> bytes:
-        (number,) = arguments.read("atlas.db.transaction", args, least=1, most=1)
-        await self._transaction(number).rollback()
-        return b"null"
+        return await self._database.rollback(args)
 
     async def _publish(self, args: bytes, span: Span) -> bytes:
         name = "atlas.events.publish"
@@ -184,19 +176,8 @@ class InvocationHost:
             raise HostError("unavailable", f"{name}: this server has no event bus")
         if number is None and not options.get("transactional"):
             return await publishing.publish(name, event)
-        transaction = self._transactions.open if number is None else self._transaction(number)
-        if transaction is None:
-            raise HostError("no_transaction", f"{name}: transactional needs an atlas.db.transaction that is open")
-        await transaction.publish(publishing.encoded(name, event))
+        await self._database.publish(name, number, publishing.encoded(name, event))
         return orjson.dumps({"id": event.id, "duplicate": False})
-
-    def _transaction(self, number: object) -> Transaction:
-        return self._transactions.get(arguments.whole("atlas.db.transaction", "number", number))
-
-    def _before(self) -> list[bytes]:
-        """What goes ahead of statements that may change rows: the cause, in runs that an event started."""
-        origin = self._origin
-        return [] if origin is None or origin.event_id is None else [self._effects.cause(cause.told(origin.cause))]
 
     async def _fetch(self, args: bytes, span: Span) -> bytes:
         url, options = arguments.read("atlas.fetch", args, least=1, most=2)
@@ -249,17 +230,6 @@ class InvocationHost:
 
     def _left_ms(self) -> int:
         return max(1, int((self._ends - time.monotonic()) * 1000))
-
-
-def _statement(name: str, sql: object, params: object) -> tuple[str, list[object]]:
-    text = arguments.string(name, "sql", sql)
-    if "\0" in text:
-        raise arguments.invalid(name, "sql contains the character U+0000")
-    if not text.strip():
-        raise arguments.invalid(name, "sql is empty")
-    if len(text.encode()) > MAX_SQL_BYTES:
-        raise arguments.invalid(name, f"sql is longer than {MAX_SQL_BYTES} bytes; pass data as params")
-    return text, [] if params is None else arguments.array(name, "params", params)
 
 
 Handler = Callable[[InvocationHost, bytes, Span], Awaitable[bytes]]

@@ -27,10 +27,18 @@ class Origin:
     def mark(self, name: str) -> str:
         """The key of what is to be done once: for all attempts at the step of a workflow run, for all deliveries of
         the event to the trigger, or for all attempts at the run."""
+        return f"{self._of}/{name}"
+
+    @property
+    def whole_mark(self) -> str:
+        """Likewise, of all that the run does; a key that no name makes."""
+        return f"whole/{self._of}"
+
+    @property
+    def _of(self) -> str:
         if self.step is not None:
-            return f"workflow/{self.step}/{name}"
-        of = f"run/{self.run_id}" if self.event_id is None else f"event/{self.trigger_id or ''}/{self.event_id}"
-        return f"{of}/{name}"
+            return f"workflow/{self.step}"
+        return f"run/{self.run_id}" if self.event_id is None else f"event/{self.trigger_id or ''}/{self.event_id}"
 
 
 def origin_of(run_id: str, event: bytes | None) -> Origin:

@@ -12,7 +12,7 @@ ends the transaction, as it does in Postgres; what follows is told so.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from engines.contract import HostError
 from server.host.database import Database
@@ -32,10 +32,11 @@ NAME: Final = "atlas.db.transaction"
 
 @dataclass(slots=True)
 class _Step:
-    """What a call wants done; `done` has what came of it."""
+    """What a call wants done; `done` has what came of it. After one with `then` it is over, and later calls are told
+    that."""
 
     work: Callable[[Session], Awaitable[bytes]]
-    last: bool = False
+    then: HostError | None = None
     done: asyncio.Future[bytes] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def succeed(self, answer: bytes) -> None:
@@ -49,20 +50,27 @@ class _Step:
 
 class Transaction:
     """`before`: statements that go ahead of the first, in the same round trip; `mark`: the key of what is to be done
-    once, None for what is done each time."""
+    once, None for what is done each time; `name`: what errors call it."""
 
-    def __init__(self, effects: Effects, before: Sequence[bytes], mark: str | None) -> None:
+    def __init__(self, effects: Effects, before: Sequence[bytes], mark: str | None, name: str = NAME) -> None:
         self._effects = effects
         self._before = before
         self._mark = mark
+        self._name = name
         self._steps: asyncio.Queue[_Step] = asyncio.Queue()
-        self._begun: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._why: HostError | None = None
         self.published = False
+        self.found: bytes | None = None
+        """JSON text: what was told with its mark before, so that it is over."""
 
     @property
     def is_open(self) -> bool:
         return self._why is None
+
+    @property
+    def is_once(self) -> bool:
+        return self._mark is not None
 
     async def hold(self, database: Database, project_id: str, *, timeout_ms: int) -> None:
         """As long as it is open, at most MAX_MS. Raises nothing but CancelledError, and faults of ours."""
@@ -72,23 +80,24 @@ class Transaction:
                 await self._begin(session)
                 while self._why is None:
                     step = await self._steps.get()
-                    if step.last:
+                    if step.then is not None:
                         timer.reschedule(None)  # a commit that was sent is waited for
                     await self._take(session, step)
         except TimeoutError:
             self._why = HostError(
-                "transaction_timeout", f"{NAME}: open for {allowed_ms} ms, which is the most; rolled back"
+                "transaction_timeout", f"{self._name}: open for {allowed_ms} ms, which is the most; rolled back"
             )
         except HostError as why:
             if self._why is None:
                 self._fail_all(why)
-                self._why = _rolled_back(why)
+                self._why = self._rolled_back(why)
         finally:
             self._fail_all(self._why or ended())
 
     async def begun(self) -> bytes:
         """Once it is open: null; or `{"value": …}`, what was told with its mark, and it is over."""
-        return await asyncio.shield(self._begun)
+        await asyncio.shield(self._begun)
+        return b"null" if self.found is None else b'{"value":' + self.found + b"}"
 
     async def query(self, sql: str, values: Sequence[object]) -> bytes:
         """As `Database.query`; what it did is seen by others once this is committed."""
@@ -99,42 +108,44 @@ class Transaction:
         """`event`: an encoded envelope of this project. HostError: outbox_full while too many of the project wait."""
         self.published = True
         try:
-            await self._do(_Step(lambda session: self._execute(session, self._effects.publish(event))))
+            await self._do(_Step(lambda session: first_value(session, self._effects.publish(event))))
         except HostError as why:
             if why.code == f"sql_{effects.FULL}":
                 raise HostError("outbox_full", f"tx.publish: {why.message}") from None
             raise
 
-    async def commit(self, told: str) -> None:
-        """HostError, and nothing of it has happened; or `commit_unknown`. `told`: JSON text, kept with the mark."""
-        if self._mark is not None and len(told.encode()) > MAX_TOLD_BYTES:
-            size = len(told.encode())
-            raise HostError(
-                "result_too_large",
-                f"{NAME}: what the callback answers has {size} bytes as JSON, {MAX_TOLD_BYTES} are allowed with "
-                "exactlyOnce",
-            )
-        await self._do(_Step(lambda session: self._commit(session, told), last=True))
+    async def mark(self, key: str) -> bytes:
+        """Set another mark: what was told with it, or b"" when it was not there."""
+        return await self._do(_Step(lambda session: first_value(session, self._effects.mark(key))))
 
-    async def rollback(self) -> None:
-        """Also of one that is over."""
+    async def tell(self, key: str, told: str) -> None:
+        """`told`: JSON text, kept with that mark."""
+        await self._do(_Step(lambda session: first_value(session, self._effects.tell(key, told))))
+
+    async def commit(self, told: str) -> None:
+        """HostError, and nothing of it has happened; or `commit_unknown`. `told`: JSON text, kept with its own mark."""
+        await self._do(_Step(lambda session: self._commit(session, told), then=ended()))
+
+    async def rollback(self, then: HostError | None = None) -> None:
+        """Also of one that is over. `then`: what later calls are told."""
         if self._why is None:
-            await self._do(_Step(self._rollback, last=True))
+            await self._do(_Step(self._rollback, then=then or ended()))
 
     async def _begin(self, session: Session) -> None:
         session.begin(*self._before)
         if self._mark is None:
-            self._begun.set_result(b"null")
+            self._begun.set_result(None)
             return
         try:
-            answer = await self._execute(session, self._effects.mark(self._mark))
+            answer = await first_value(session, self._effects.mark(self._mark))
         except SqlError as why:
             self._why = sql_error(why)
             return
         if answer:
             await session.rollback()
+            self.found = answer
             self._why = ended()
-        self._begun.set_result(b'{"value":' + answer + b"}" if answer else b"null")
+        self._begun.set_result(None)
 
     async def _take(self, session: Session, step: _Step) -> None:
         try:
@@ -142,28 +153,27 @@ class Transaction:
         except SqlError as why:  # the session is rolled back and clean
             refused = sql_error(why)
             step.fail(refused)
-            self._why = _rolled_back(refused)
+            self._why = self._rolled_back(refused)
         except HostError as why:
             step.fail(why)
-            self._why = why if step.last else _rolled_back(why)
+            self._why = why if step.then is not None else self._rolled_back(why)
             raise self._why from None
         except BaseException:
             self._steps.put_nowait(step)  # `hold` says why
             raise
         else:
             step.succeed(answer)
-            if step.last:
-                self._why = ended()
+            self._why = step.then
 
     async def _commit(self, session: Session, told: str) -> bytes:
         if self._mark is not None:
-            await self._execute(session, self._effects.tell(self._mark, told))
+            await first_value(session, self._effects.tell(self._mark, told))
         try:
             await session.commit()
         except ConnectionLost:
             raise HostError(
                 "commit_unknown",
-                f"{NAME}: the connection to the database was lost during the commit; it may have happened or not",
+                f"{self._name}: the connection to the database was lost during the commit; it may have happened or not",
             ) from None
         return b"null"
 
@@ -171,20 +181,13 @@ class Transaction:
         await session.rollback()
         return b"null"
 
-    async def _execute(self, session: Session, statement: effects.Statement) -> bytes:
-        """The first value of its last row."""
-        sql, values = statement
-        found: list[bytes | None] = []
-
-        def keep(row: list[bytes | None]) -> None:
-            found.append(row[0])
-
-        await session.execute(sql, effects.TYPES, values, lambda _: None, keep)
-        return (found[-1] if found else None) or b""
-
-    async def _do(self, step: _Step) -> bytes:
+    def require_open(self) -> None:
+        """HostError when it is over, and why."""
         if self._why is not None:
             raise self._why
+
+    async def _do(self, step: _Step) -> bytes:
+        self.require_open()
         self._steps.put_nowait(step)
         return await step.done
 
@@ -196,19 +199,41 @@ class Transaction:
         while not self._steps.empty():
             self._steps.get_nowait().fail(why)
 
+    def _rolled_back(self, why: HostError) -> HostError:
+        return HostError(
+            "transaction_rolled_back", f"{self._name}: rolled back, because a statement failed: {why.message}"
+        )
+
+
+class Numbered(Protocol):
+    """What a run opens by number: a `Transaction`, or a part of the whole run's."""
+
+    published: bool
+
+    @property
+    def is_open(self) -> bool: ...
+    @property
+    def is_once(self) -> bool: ...
+
+    async def begun(self) -> bytes: ...
+    async def query(self, sql: str, values: Sequence[object]) -> bytes: ...
+    async def publish(self, event: str) -> None: ...
+    async def commit(self, told: str) -> None: ...
+    async def rollback(self) -> None: ...
+
 
 class Transactions:
     """Of one run: one at a time, so that a run holds one connection and cannot wait for itself."""
 
     def __init__(self) -> None:
         self._number: int | None = None
-        self._last: Transaction | None = None
+        self._last: Numbered | None = None
 
     @property
-    def open(self) -> Transaction | None:
+    def open(self) -> Numbered | None:
         return self._last if self._last is not None and self._last.is_open else None
 
-    def add(self, number: int, transaction: Transaction) -> None:
+    def add(self, number: int, transaction: Numbered) -> None:
         """HostError while another is open."""
         if self.open is not None:
             raise HostError(
@@ -218,7 +243,7 @@ class Transactions:
             )
         self._number, self._last = number, transaction
 
-    def get(self, number: int) -> Transaction:
+    def get(self, number: int) -> Numbered:
         """The latest, open or not. HostError for any other."""
         if self._last is None or number != self._number:
             raise ended()
@@ -229,5 +254,23 @@ def ended() -> HostError:
     return HostError("transaction_ended", f"{NAME}: this transaction is over; tx is for use within its callback")
 
 
-def _rolled_back(why: HostError) -> HostError:
-    return HostError("transaction_rolled_back", f"{NAME}: rolled back, because a statement failed: {why.message}")
+async def first_value(session: Session, statement: effects.Statement) -> bytes:
+    """The first value of its last row, b"" when that is null. SqlError."""
+    sql, values = statement
+    found: list[bytes | None] = []
+
+    def keep(row: list[bytes | None]) -> None:
+        found.append(row[0])
+
+    await session.execute(sql, effects.TYPES, values, lambda _: None, keep)
+    return (found[-1] if found else None) or b""
+
+
+def require_brief(told: bytes) -> None:
+    """HostError for an answer that is too much to be kept with a mark."""
+    if len(told) > MAX_TOLD_BYTES:
+        raise HostError(
+            "result_too_large",
+            f"{NAME}: what the callback answers has {len(told)} bytes as JSON, {MAX_TOLD_BYTES} are allowed with "
+            "exactlyOnce",
+        )

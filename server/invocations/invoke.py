@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Final, Protocol
 from uuid import uuid4
 
@@ -36,7 +37,9 @@ from server.functions.compiling import not_ready
 from server.functions.outcomes import error_of
 from server.functions.records import Function
 from server.host.origin import Origin, origin_of
+from server.host.run_transaction import RunTransaction
 from server.invocations.concurrency import NoSlot, Slots
+from server.invocations.exactly_once import BY_HAND, run_once
 from server.invocations.observation import Observer
 from server.runs.record import Run, RunError, cancelled, finished
 from server.runs.recorder import Sink
@@ -96,7 +99,11 @@ class Finished:
 class Hosts(Protocol):
     """Makes the capabilities of one invocation: `server.host.api.HostApi`."""
 
-    def for_invocation(self, project_id: str, limits: Limits, span: Span, origin: Origin) -> Host: ...
+    def run_transaction(self, project_id: str, origin: Origin, *, repeated: bool) -> RunTransaction: ...
+
+    def for_invocation(
+        self, project_id: str, limits: Limits, span: Span, origin: Origin, whole: RunTransaction | None
+    ) -> Host: ...
 
 
 class Invoker:
@@ -187,14 +194,20 @@ class Invoker:
             )
         limits = resolved.limits_for(self._limits[call.tier])
         origin = origin_of(call.run_id, call.event)
-        host = self._hosts.for_invocation(call.project_id, limits, span, origin)
+        whole: RunTransaction | None = None
+        if function.exactly_once:
+            whole = self._hosts.run_transaction(call.project_id, origin, repeated=call.trigger not in BY_HAND)
+        host = self._hosts.for_invocation(call.project_id, limits, span, origin, whole)
         invocation = _invocation(call, resolved.env_json)
+        run = partial(engine.invoke, resolved.program, invocation, limits, host)
+        if whole is not None:
+            run = partial(run_once, whole, run)
         at_most = function.settings.concurrency
         try:
             if at_most is None:
-                return await engine.invoke(resolved.program, invocation, limits, host)
+                return await run()
             async with self._slots.hold(function.id, at_most, limits.wall_ms):
-                return await engine.invoke(resolved.program, invocation, limits, host)
+                return await run()
         except EngineNotReady as why:
             raise not_ready(function.runtime, why) from why
         except NoSlot as why:

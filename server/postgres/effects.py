@@ -4,12 +4,13 @@
     atlas_run.publish(text, seal)              an event into atlas_kept.outbox, to be published once this is committed;
                                                FULL when too many of the project wait
     atlas_run.mark(text, seal)                 NULL, and the mark is set; or what was told with the mark that is there
+    atlas_run.told(text, seal)                 what was told with the mark; NULL when there is none
     atlas_run.tell(text, seal)                 what is told with the mark from now on
 
 All are SECURITY DEFINER and called in the session of the tenant's role, `session_user`, who has no right to the schema
 atlas_kept with its tables (not even to make a view of one, which would be in the way of changing it).
 Each takes a text and its seal (`server.postgres.seal`), so that a tenant who calls them is refused: rows and messages
-are ours, of the role that is logged in. Texts of `mark` are keys, of `tell` key, line break, JSON.
+are ours, of the role that is logged in. Texts of `mark` and `told` are keys, of `tell` key, line break, JSON.
 """
 
 from typing import Final
@@ -130,6 +131,13 @@ BEGIN
     RETURN (SELECT coalesce(told, 'null') FROM atlas_kept.mark WHERE role = session_user AND key = text);
   END $$;
 
+  CREATE OR REPLACE FUNCTION atlas_run.told(text text, seal bytea) RETURNS text
+  LANGUAGE plpgsql STABLE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+  BEGIN
+    PERFORM atlas_kept.require('told', text, seal);
+    RETURN (SELECT coalesce(told, 'null') FROM atlas_kept.mark WHERE role = session_user AND key = text);
+  END $$;
+
   CREATE OR REPLACE FUNCTION atlas_run.tell(text text, seal bytea) RETURNS void
   LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
   BEGIN
@@ -139,11 +147,12 @@ BEGIN
   END $$;
 
   REVOKE ALL ON ALL ROUTINES IN SCHEMA atlas_run, atlas_kept FROM PUBLIC;
-  GRANT EXECUTE ON FUNCTION atlas_run.cause, atlas_run.publish, atlas_run.mark, atlas_run.tell TO PUBLIC;
+  GRANT EXECUTE ON FUNCTION atlas_run.cause, atlas_run.publish, atlas_run.mark, atlas_run.told, atlas_run.tell
+    TO PUBLIC;
 END $make$
 """
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Of what is made: raised when it changes."""
 
 
@@ -196,6 +205,9 @@ class Effects:
 
     def mark(self, key: str) -> "Statement":
         return "SELECT atlas_run.mark($1, $2)", self._values("mark", key)
+
+    def told(self, key: str) -> "Statement":
+        return "SELECT atlas_run.told($1, $2)", self._values("told", key)
 
     def tell(self, key: str, told: str) -> "Statement":
         return "SELECT atlas_run.tell($1, $2)", self._values("tell", f"{key}\n{told}")

@@ -52,6 +52,7 @@ class FunctionService(functions_service_pb2_grpc.FunctionServiceServicer):
             note=request.note,
             change=Reconfiguration(
                 settings=_parsed(request.settings) if request.HasField("settings") else None,
+                exactly_once=request.exactly_once if request.HasField("exactly_once") else None,
                 env=dict(request.env) or None,
                 secrets=dict(request.secrets),
             ),
@@ -69,6 +70,7 @@ class FunctionService(functions_service_pb2_grpc.FunctionServiceServicer):
             note=request.note,
             change=Reconfiguration(
                 settings=_parsed(request.settings) if request.HasField("settings") else None,
+                exactly_once=request.exactly_once if request.HasField("exactly_once") else None,
                 env=dict(request.env.variables) if request.HasField("env") else None,
                 secrets=dict(request.secrets),
                 remove_secrets=tuple(request.remove_secrets),
@@ -162,6 +164,7 @@ def _function(function: Function) -> functions_pb2.EdgeFunction:
         created_at=timestamp(function.created_at),
         updated_at=timestamp(function.updated_at),
         settings=_settings(function.settings),
+        exactly_once=function.exactly_once,
         env=function.env,
         secret_names=function.secret_names,
         deleted_at=None if function.deleted_at is None else timestamp(function.deleted_at),
@@ -182,6 +185,7 @@ def _version(version: Version) -> functions_pb2.FunctionVersion:
         created_at=timestamp(version.created_at),
         note=version.note,
         settings=_settings(version.settings),
+        exactly_once=version.exactly_once,
         env=version.env,
         secret_names=version.secret_names,
     )

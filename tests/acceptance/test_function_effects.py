@@ -23,16 +23,20 @@ SHIP = """export default async (event, ctx) => {
     tx.query("INSERT INTO shipped VALUES ($1, $2)", [event.data.id, event.cause.depth]), { exactlyOnce: true });
 }"""
 
+SHIP_WHOLE = """export default (event, ctx) =>
+  atlas.db.query("INSERT INTO shipped VALUES ($1, $2)", [event.data.id, event.cause.depth])"""
+
 TELL = """export default async (event, ctx) => {
   await atlas.kv.set("told", [event.data.id, event.cause, ctx.event.cause]);
 }"""
 
 
-@pytest.mark.parametrize("runtime", ["quickjs", "node"])
-def test_what_an_order_causes(new_project: Callable[..., Rest], runtime: str) -> None:
+@pytest.mark.parametrize(("runtime", "source", "whole"), [("quickjs", SHIP, False), ("node", SHIP_WHOLE, True)])
+def test_what_an_order_causes(new_project: Callable[..., Rest], runtime: str, source: str, whole: bool) -> None:
     rest = new_project()
     place = rest.deployed(PLACE, slug="place", runtime=runtime)
-    ship = rest.deployed(SHIP, slug="ship", runtime=runtime)
+    ship = rest.deployed(source, slug="ship", runtime=runtime, exactly_once=whole)
+    assert rest.manage("GET", f"/functions/{ship}").json()["exactly_once"] is whole
     tell = rest.deployed(TELL, slug="tell")
     rest.deployed("export default () => atlas.kv.get('told')", slug="told")
     triggers: dict[str, Any] = {}

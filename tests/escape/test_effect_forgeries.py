@@ -26,8 +26,8 @@ ORIGIN = Origin(run_id=RUN, event_id="e", trigger_id=TRIGGER, depth=7)
 FORGED = cause.told(Cause(run_id=RUN, depth=1))
 
 TABLES = ("key", "outbox", "mark")
-FUNCTIONS = ("cause", "publish", "mark", "tell")
-PURPOSES = ("cause", "event", "mark", "tell")
+FUNCTIONS = ("cause", "publish", "mark", "told", "tell")
+PURPOSES = ("cause", "event", "mark", "told", "tell")
 
 
 @pytest.fixture

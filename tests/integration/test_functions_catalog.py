@@ -1,12 +1,27 @@
 """What runs under a slug: from memory while it is true, from disk once, from the shared copy when the disk lacks it."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from server.errors import Internal, NotFound
+from server.functions.configuration import Reconfiguration
+from server.host.transaction import MAX_TOLD_BYTES
 from server.postgres.control import transaction
+from server.settings import Settings
+from server.tiers import limits_of
 from tests.fix_functions import Node
+
+
+async def test_what_an_exactly_once_function_answers_must_fit_beside_its_mark(node: Node) -> None:
+    limits = limits_of("free", Settings())
+    await node.deploy(change=Reconfiguration(exactly_once=True))
+    once = await node.catalog.resolve(node.project_id, "hello")
+    await node.deploy(slug="other")
+    other = await node.catalog.resolve(node.project_id, "other")
+    assert once.limits_for(limits) == replace(limits, result_bytes=MAX_TOLD_BYTES)
+    assert other.limits_for(limits) is limits
 
 
 async def test_a_deploy_here_runs_there_at_once(node: Node, other_node: Node) -> None:

@@ -102,6 +102,23 @@ async def test_what_is_absent_stays_and_what_is_empty_is_emptied(client: Client)
     assert (without.version, [*without.secret_names], without.isolation) == (4, [], "fresh")
 
 
+async def test_exactly_once_is_of_the_version_and_stays(client: Client) -> None:
+    made = await client.deploy(exactly_once=True)
+    assert made.exactly_once
+    assert (await client.deploy("export default () => 2")).exactly_once
+    assert (await client.call("UpdateFunction", function_id=made.id, note="n")).exactly_once
+    off = await client.call("UpdateFunction", function_id=made.id, exactly_once=False)
+    assert (off.version, off.exactly_once) == (4, False)
+    versions = (await client.call("ListFunctionVersions", function_id=made.id)).versions
+    assert [version.exactly_once for version in versions] == [False, True, True, True]
+    assert (await client.call("RollbackFunction", function_id=made.id)).exactly_once
+    assert await field_of(client.deploy(runtime="wasm")) == "exactly_once"
+    (listed,) = (await client.call("ListFunctions")).functions
+    assert (listed.version, listed.exactly_once) == (3, True)
+    assert not (await client.deploy(runtime="wasm", exactly_once=False)).exactly_once
+    assert await field_of(client.call("UpdateFunction", function_id=made.id, exactly_once=True)) == "exactly_once"
+
+
 async def test_zero_is_a_value_and_not_absence(client: Client) -> None:
     made = await client.deploy()
     for name in ("timeout_ms", "memory_mb", "concurrency"):

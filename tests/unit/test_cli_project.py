@@ -67,6 +67,25 @@ def test_flags_win(api: FakeApi, to_api: Atlas, tmp_path: Path) -> None:
     assert (sent.slug, sent.runtime, sent.name, sent.isolation) == ("other", "node", "N", "warm")
 
 
+@pytest.mark.parametrize(
+    ("config", "flags", "sent"),
+    [
+        ({}, [], None),
+        ({"exactly_once": True}, [], True),
+        ({"exactly_once": None}, ["--exactly-once"], True),
+        ({"exactly_once": True}, ["--no-exactly-once"], False),
+        ({"exactly_once": False}, [], False),
+    ],
+)
+def test_whether_it_is_exactly_once(
+    config: dict[str, bool], flags: list[str], sent: bool | None, api: FakeApi, to_api: Atlas, tmp_path: Path
+) -> None:
+    configure(tmp_path, **config)
+    assert to_api("deploy", *flags).code == 0
+    asked = api.asked[-1]
+    assert (asked.exactly_once if asked.HasField("exactly_once") else None) is sent
+
+
 def test_a_single_file_is_named_by_itself(api: FakeApi, to_api: Atlas, tmp_path: Path) -> None:
     (tmp_path / "say hi.ts").write_text("export default (n: number) => n\n")
     assert to_api("deploy", "say hi.ts").code == 0
@@ -94,6 +113,7 @@ def test_a_wasm_module_is_sent_as_bytes(api: FakeApi, to_api: Atlas, tmp_path: P
         ('{"settings": {"timeout": 1}}', "settings.timeout is not known"),
         ('{"settings": {"timeout_ms": "1"}}', "settings.timeout_ms must be a whole number"),
         ('{"settings": {"timeout_ms": true}}', "settings.timeout_ms must be a whole number"),
+        ('{"exactly_once": 1}', "exactly_once must be true or false"),
         ('{"entry": "none.ts"}', '"none.ts", and there is no such file'),
     ],
 )

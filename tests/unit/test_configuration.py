@@ -1,5 +1,6 @@
 """What the next version's variables and secrets are, given the active one's; and what is refused."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ ACTIVE = Configuration(
 
 def after(change: Reconfiguration, active: Configuration = ACTIVE) -> Configuration:
     change.check()
-    return reconfigured(active, change, seal)
+    return reconfigured(active, change, "quickjs", seal)
 
 
 def test_nothing_given_leaves_everything() -> None:
@@ -39,6 +40,34 @@ def test_variables_and_settings_are_replaced_whole() -> None:
     assert after(Reconfiguration(env={"C": "3"})).env == {"C": "3"}
     assert after(Reconfiguration(env={})).env == {}
     assert after(Reconfiguration(settings=FunctionSettings())).settings == FunctionSettings()
+
+
+def test_once_it_is_exactly_once_it_stays_so_until_told() -> None:
+    assert not after(UNCHANGED).exactly_once
+    once = after(Reconfiguration(exactly_once=True))
+    assert once.exactly_once
+    assert after(UNCHANGED, once) == once
+    assert after(Reconfiguration(env={}), once).exactly_once
+    assert after(Reconfiguration(exactly_once=False), once) == ACTIVE
+
+
+@pytest.mark.parametrize(
+    ("active", "given", "message"),
+    [
+        (False, True, 'exactly_once is true; it must be false with the runtime "wasm"'),
+        (True, None, "exactly_once of the active version is true"),
+    ],
+)
+def test_what_has_no_database_is_not_exactly_once(active: bool, given: bool | None, message: str) -> None:
+    change = Reconfiguration(exactly_once=given)
+    with pytest.raises(InvalidArgument, match=message) as caught:
+        reconfigured(Configuration(exactly_once=active), change, "wasm", seal)
+    assert caught.value.field == "exactly_once"
+    assert not reconfigured(
+        Configuration(exactly_once=active), replace(change, exactly_once=False), "wasm", seal
+    ).exactly_once
+    for runtime in ("quickjs", "node", "deno"):
+        assert reconfigured(Configuration(exactly_once=active), change, runtime, seal).exactly_once
 
 
 def test_secrets_are_added_replaced_and_removed_one_by_one() -> None:

@@ -175,6 +175,21 @@ def test_what_a_function_publishes_can_be_read(data: bytes) -> None:
     assert decode(encode(event)) == event
 
 
+@pytest.mark.parametrize(
+    ("origin", "whole"),
+    [
+        (Origin(run_id=RUN), f"whole/run/{RUN}"),
+        (Origin(run_id=RUN, event_id="e", trigger_id=TRIGGER), f"whole/event/{TRIGGER}/e"),
+        (Origin(run_id=RUN, event_id="e", trigger_id=TRIGGER, step="w/n"), "whole/workflow/w/n"),
+    ],
+)
+def test_the_mark_of_a_whole_run_is_that_of_no_transaction(origin: Origin, whole: str) -> None:
+    assert origin.whole_mark == whole
+    for name in ("", "whole", "/", "../whole"):
+        assert origin.mark(name) == f"{whole.removeprefix('whole/')}/{name}"
+        assert not origin.mark(name).startswith("whole/")
+
+
 @pytest.mark.parametrize("raw", NO_EVENTS, ids=lambda raw: repr(raw[:16]))
 def test_what_is_no_event_says_why(raw: bytes) -> None:
     with pytest.raises(InvalidArgument, match="event"):

@@ -3,19 +3,21 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from engines.contract import Limits, LogLine, Outcome, Result, ScriptError
+from engines.contract import HostError, Limits, LogLine, Outcome, Response, Result, ScriptError
 from engines.runtimes import EngineNotReady
 from engines.sourcemap import MOST_PLACES, finish_map
 from server.errors import FunctionFailed, NotFound, Unavailable
 from server.functions.settings import FunctionSettings
+from server.host.origin import Origin
 from server.invocations.concurrency import NoSlot
+from server.invocations.exactly_once import DONE
 from server.invocations.invoke import Body, Call, Invoker, Request
 from server.invocations.observation import Observer
 from server.runs.record import RunRecord
@@ -44,12 +46,21 @@ class Bench:
         source_map: bytes | None = SOURCE_MAP,
         settings: FunctionSettings | None = None,
         room: bool = True,
+        exactly_once: bool = False,
     ) -> None:
         self.records: list[RunRecord] = []
         self.running = Running()
+        self.transaction = Kept()
+        self.transactions: list[bool] = []  # whether their runs may be repeated
         self.limits: list[Limits] = []
         function = SimpleNamespace(
-            id="i", runtime="quickjs", slug="f", version=3, project_id="p", settings=settings or FunctionSettings()
+            id="i",
+            runtime="quickjs",
+            slug="f",
+            version=3,
+            project_id="p",
+            settings=settings or FunctionSettings(),
+            exactly_once=exactly_once,
         )
         resolved = SimpleNamespace(
             program=None,
@@ -75,13 +86,39 @@ class Bench:
         self.invoker = Invoker(
             catalog=cast(Any, SimpleNamespace(resolve=resolve)),
             engines={"quickjs": cast(Any, SimpleNamespace(invoke=run))},
-            hosts=cast(Any, SimpleNamespace(for_invocation=lambda *_: None)),
+            hosts=cast(Any, SimpleNamespace(for_invocation=lambda *_: None, run_transaction=self._transaction)),
             settings=Settings(),
             slots=cast(Any, SimpleNamespace(hold=hold)),
             running=self.running,
             sink=cast(Any, SimpleNamespace(add=self.records.append)),
             observer=Observer(),
         )
+
+    def _transaction(self, project_id: str, origin: Origin, *, repeated: bool) -> Any:
+        self.transactions.append(repeated)
+        return self.transaction
+
+
+class Kept:
+    """A run's transaction: an earlier attempt's answer, or what is committed."""
+
+    def __init__(self, told: bytes | None = None, refusal: HostError | None = None) -> None:
+        self._told = told
+        self._refusal = refusal
+        self.earlier: bytes | None = None
+        self.committed: list[str] = []
+        self.closed = 0
+
+    async def told(self) -> bytes | None:
+        return self._told
+
+    async def commit(self, told: str) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+        self.committed.append(told)
+
+    async def close(self) -> None:
+        self.closed += 1
 
 
 def answering(result: Result) -> Callable[[], Awaitable[Result]]:
@@ -225,3 +262,65 @@ async def test_a_function_that_took_over_the_slug_is_not_run() -> None:
     with pytest.raises(NotFound, match="is another one now"):
         await bench.invoker.invoke(replace(CALL, function_id="another"))
     assert len(bench.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("trigger", "event", "repeated"),
+    [("http", None, False), ("grpc", None, False), ("async", None, True), ("t", b'{"id":"e"}', True)],
+)
+async def test_an_exactly_once_run_is_remembered_when_it_may_come_again(
+    trigger: str, event: bytes | None, repeated: bool
+) -> None:
+    bench = Bench(answering(replace(OK, value=b"[1]")), exactly_once=True)
+    assert (await bench.invoker.invoke(replace(CALL, trigger=trigger, event=event))).result.value == b"[1]"
+    assert (bench.transactions, bench.transaction.committed) == ([repeated], ['{"value":[1]}'])
+    assert bench.transaction.closed == 1
+
+
+async def test_any_other_function_has_no_transaction_of_its_own() -> None:
+    bench = Bench(answering(OK))
+    await bench.invoker.invoke(CALL)
+    assert bench.transactions == []
+
+
+async def test_what_an_earlier_attempt_answered_is_not_run_again() -> None:
+    bench = Bench(answering(OK), exactly_once=True)
+    bench.transaction = Kept(told=b'{"value":{"a":1}}')
+    assert (await bench.invoker.invoke(CALL)).result.value == b'{"a":1}'
+    assert (bench.limits, bench.transaction.committed, bench.transaction.closed) == ([], [], 1)
+    (record,) = bench.records
+    assert (record.outcome, [line.text for line in record.logs]) == ("ok", [DONE.text])
+
+
+@pytest.mark.parametrize("room", [True, False])
+@pytest.mark.parametrize(
+    "result",
+    [Result(outcome=Outcome.EXCEPTION), replace(OK, response=Response(status=400, headers=(), body=b""))],
+)
+async def test_what_did_not_end_well_is_not_committed(result: Result, room: bool) -> None:
+    settings = None if room else FunctionSettings(concurrency=1)
+    bench = Bench(answering(result), exactly_once=True, settings=settings, room=room)
+    with suppress(FunctionFailed, Unavailable):
+        await bench.invoker.invoke(CALL)
+    assert (bench.transaction.committed, bench.transaction.closed) == ([], int(room))
+
+
+async def test_a_commit_that_is_refused_is_a_failure_of_the_function() -> None:
+    bench = Bench(answering(replace(OK, logs=(line("said"),))), exactly_once=True)
+    bench.transaction = Kept(refusal=HostError("sql_23503", "violates"))
+    with pytest.raises(FunctionFailed, match="AtlasError: violates") as raised:
+        await bench.invoker.invoke(CALL)
+    assert raised.value.metadata["code"] == "sql_23503"
+    (record,) = bench.records
+    assert ([line.text for line in record.logs], bench.transaction.closed) == (["said"], 1)
+
+
+async def test_a_cancelled_run_gives_its_transaction_up() -> None:
+    endless = Endless()
+    bench = Bench(endless, exactly_once=True)
+    run = asyncio.create_task(bench.invoker.invoke(CALL))
+    await endless.began.wait()
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert (bench.transaction.committed, bench.transaction.closed) == ([], 1)

@@ -24,6 +24,11 @@ from server.cli.watch import changes
 @click.option("--name", help="For people; the slug when nothing else is said.")
 @click.option("--runtime", type=click.Choice(RUNTIMES))
 @click.option("--isolation", type=click.Choice(("warm", "fresh")))
+@click.option(
+    "--exactly-once/--no-exactly-once",
+    default=None,
+    help="All that a run does in the database is one transaction, done once for all attempts at a delivery.",
+)
 @click.option("--note", default="", help="About this version, for those who read the list later.")
 @click.option("--env", "env", multiple=True, metavar="K=V", help="An environment variable; more than once for more.")
 @click.option("--watch", "-w", is_flag=True, help="Deploy again on every change, until Ctrl-C.")
@@ -35,6 +40,7 @@ def deploy(
     name: str | None,
     runtime: str | None,
     isolation: str | None,
+    exactly_once: bool | None,
     note: str,
     env: tuple[str, ...],
     watch: bool,
@@ -50,7 +56,13 @@ def deploy(
     atlas deploy module.wasm
     atlas deploy --watch
     """
-    given = {"slug": slug, "name": name, "runtime": runtime, "isolation": isolation}
+    given = {
+        "slug": slug,
+        "name": name,
+        "runtime": runtime,
+        "isolation": isolation,
+        "exactly_once": exactly_once,
+    }
     changed = {field: value for field, value in given.items() if value is not None}
     extra = pairs(env)
 
@@ -107,6 +119,7 @@ def _send(session: Session, project: Project, source: Source, note: str) -> pb.E
         isolation=project.isolation,
         note=note,
         env=project.env,
+        exactly_once=project.exactly_once,
         settings=None if project.settings is None else pb.FunctionSettings(**project.settings),
     )
     try:

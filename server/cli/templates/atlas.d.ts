@@ -50,6 +50,9 @@ declare namespace atlas {
      * With `exactlyOnce` it is done once for all deliveries of an event to a trigger (or all attempts at the run, when no
      * event started it): where it was committed before, the callback is not called, and what it answered then, as JSON
      * of at most 64 KiB, is the answer again. A function with several of them gives each a name in place of `true`.
+     *
+     * In a function deployed with `exactly_once` the whole run is one transaction already: this is a part of it that is
+     * committed with it, and whose failure, caught or not, rolls all of it back.
      */
     transaction<Value>(
       callback: (tx: Transaction) => Value | Promise<Value>,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"atlas/functions/v1/functions.proto\x12\x12\x61tlas.functions.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe7\x03\n\x0c\x45\x64geFunction\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04slug\x18\x04 \x01(\t\x12\x0f\n\x07runtime\x18\x05 \x01(\t\x12\x12\n\nentrypoint\x18\x06 \x01(\t\x12\x10\n\x08language\x18\x07 \x01(\t\x12\x0f\n\x07version\x18\x08 \x01(\x05\x12\x11\n\tisolation\x18\t \x01(\t\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x08settings\x18\x0c \x01(\x0b\x32$.atlas.functions.v1.FunctionSettings\x12\x36\n\x03\x65nv\x18\r \x03(\x0b\x32).atlas.functions.v1.EdgeFunction.EnvEntry\x12\x14\n\x0csecret_names\x18\x0e \x03(\t\x12.\n\ndeleted_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8a\x01\n\x10\x46unctionSettings\x12\x17\n\ntimeout_ms\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tmemory_mb\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x18\n\x0b\x63oncurrency\x18\x03 \x01(\x05H\x02\x88\x01\x01\x42\r\n\x0b_timeout_msB\x0c\n\n_memory_mbB\x0e\n\x0c_concurrency\"\xaa\x03\n\x0f\x46unctionVersion\x12\x13\n\x0b\x66unction_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0f\n\x07runtime\x18\x03 \x01(\t\x12\x10\n\x08language\x18\x04 \x01(\t\x12\x12\n\nentrypoint\x18\x05 \x01(\t\x12\x11\n\tisolation\x18\x06 \x01(\t\x12\x0e\n\x06sha256\x18\x07 \x01(\t\x12\x14\n\x0csource_bytes\x18\x08 \x01(\x05\x12\x0e\n\x06\x61\x63tive\x18\t \x01(\x08\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04note\x18\x0b \x01(\t\x12\x36\n\x08settings\x18\x0c \x01(\x0b\x32$.atlas.functions.v1.FunctionSettings\x12\x39\n\x03\x65nv\x18\r \x03(\x0b\x32,.atlas.functions.v1.FunctionVersion.EnvEntry\x12\x14\n\x0csecret_names\x18\x0e \x03(\t\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"atlas/functions/v1/functions.proto\x12\x12\x61tlas.functions.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfd\x03\n\x0c\x45\x64geFunction\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04slug\x18\x04 \x01(\t\x12\x0f\n\x07runtime\x18\x05 \x01(\t\x12\x12\n\nentrypoint\x18\x06 \x01(\t\x12\x10\n\x08language\x18\x07 \x01(\t\x12\x0f\n\x07version\x18\x08 \x01(\x05\x12\x11\n\tisolation\x18\t \x01(\t\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x08settings\x18\x0c \x01(\x0b\x32$.atlas.functions.v1.FunctionSettings\x12\x36\n\x03\x65nv\x18\r \x03(\x0b\x32).atlas.functions.v1.EdgeFunction.EnvEntry\x12\x14\n\x0csecret_names\x18\x0e \x03(\t\x12.\n\ndeleted_at\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x65xactly_once\x18\x10 \x01(\x08\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8a\x01\n\x10\x46unctionSettings\x12\x17\n\ntimeout_ms\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tmemory_mb\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x18\n\x0b\x63oncurrency\x18\x03 \x01(\x05H\x02\x88\x01\x01\x42\r\n\x0b_timeout_msB\x0c\n\n_memory_mbB\x0e\n\x0c_concurrency\"\xc0\x03\n\x0f\x46unctionVersion\x12\x13\n\x0b\x66unction_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0f\n\x07runtime\x18\x03 \x01(\t\x12\x10\n\x08language\x18\x04 \x01(\t\x12\x12\n\nentrypoint\x18\x05 \x01(\t\x12\x11\n\tisolation\x18\x06 \x01(\t\x12\x0e\n\x06sha256\x18\x07 \x01(\t\x12\x14\n\x0csource_bytes\x18\x08 \x01(\x05\x12\x0e\n\x06\x61\x63tive\x18\t \x01(\x08\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04note\x18\x0b \x01(\t\x12\x36\n\x08settings\x18\x0c \x01(\x0b\x32$.atlas.functions.v1.FunctionSettings\x12\x39\n\x03\x65nv\x18\r \x03(\x0b\x32,.atlas.functions.v1.FunctionVersion.EnvEntry\x12\x14\n\x0csecret_names\x18\x0e \x03(\t\x12\x14\n\x0c\x65xactly_once\x18\x0f \x01(\x08\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,13 +37,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FUNCTIONVERSION_ENVENTRY']._loaded_options = None
   _globals['_FUNCTIONVERSION_ENVENTRY']._serialized_options = b'8\001'
   _globals['_EDGEFUNCTION']._serialized_start=92
-  _globals['_EDGEFUNCTION']._serialized_end=579
-  _globals['_EDGEFUNCTION_ENVENTRY']._serialized_start=537
-  _globals['_EDGEFUNCTION_ENVENTRY']._serialized_end=579
-  _globals['_FUNCTIONSETTINGS']._serialized_start=582
-  _globals['_FUNCTIONSETTINGS']._serialized_end=720
-  _globals['_FUNCTIONVERSION']._serialized_start=723
-  _globals['_FUNCTIONVERSION']._serialized_end=1149
-  _globals['_FUNCTIONVERSION_ENVENTRY']._serialized_start=537
-  _globals['_FUNCTIONVERSION_ENVENTRY']._serialized_end=579
+  _globals['_EDGEFUNCTION']._serialized_end=601
+  _globals['_EDGEFUNCTION_ENVENTRY']._serialized_start=559
+  _globals['_EDGEFUNCTION_ENVENTRY']._serialized_end=601
+  _globals['_FUNCTIONSETTINGS']._serialized_start=604
+  _globals['_FUNCTIONSETTINGS']._serialized_end=742
+  _globals['_FUNCTIONVERSION']._serialized_start=745
+  _globals['_FUNCTIONVERSION']._serialized_end=1193
+  _globals['_FUNCTIONVERSION_ENVENTRY']._serialized_start=559
+  _globals['_FUNCTIONVERSION_ENVENTRY']._serialized_end=601
 # @@protoc_insertion_point(module_scope)

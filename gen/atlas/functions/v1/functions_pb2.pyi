@@ -60,6 +60,7 @@ class EdgeFunction(_message.Message):
     ENV_FIELD_NUMBER: _builtins.int
     SECRET_NAMES_FIELD_NUMBER: _builtins.int
     DELETED_AT_FIELD_NUMBER: _builtins.int
+    EXACTLY_ONCE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID, made by the service; it stays the same across versions."""
     project_id: _builtins.str
@@ -78,6 +79,10 @@ class EdgeFunction(_message.Message):
     """Number of the active version, counted from 1."""
     isolation: _builtins.str
     """`warm` keeps the module's state between invocations of one sandbox; `fresh` loads the module anew every time."""
+    exactly_once: _builtins.bool
+    """Whether all that a run of the active version does in the database is one transaction, which is committed once for
+    all attempts at a delivery, a workflow's step or an asynchronous run.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -116,10 +121,11 @@ class EdgeFunction(_message.Message):
         env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         secret_names: _abc.Iterable[_builtins.str] | None = ...,
         deleted_at: _timestamp_pb2.Timestamp | None = ...,
+        exactly_once: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deleted_at", b"deleted_at", "settings", b"settings", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deleted_at", b"deleted_at", "entrypoint", b"entrypoint", "env", b"env", "id", b"id", "isolation", b"isolation", "language", b"language", "name", b"name", "project_id", b"project_id", "runtime", b"runtime", "secret_names", b"secret_names", "settings", b"settings", "slug", b"slug", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deleted_at", b"deleted_at", "entrypoint", b"entrypoint", "env", b"env", "exactly_once", b"exactly_once", "id", b"id", "isolation", b"isolation", "language", b"language", "name", b"name", "project_id", b"project_id", "runtime", b"runtime", "secret_names", b"secret_names", "settings", b"settings", "slug", b"slug", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -206,6 +212,7 @@ class FunctionVersion(_message.Message):
     SETTINGS_FIELD_NUMBER: _builtins.int
     ENV_FIELD_NUMBER: _builtins.int
     SECRET_NAMES_FIELD_NUMBER: _builtins.int
+    EXACTLY_ONCE_FIELD_NUMBER: _builtins.int
     function_id: _builtins.str
     """UUID of the function."""
     version: _builtins.int
@@ -222,6 +229,8 @@ class FunctionVersion(_message.Message):
     """Whether new invocations run this version."""
     note: _builtins.str
     """What its author said about it, up to 1000 characters."""
+    exactly_once: _builtins.bool
+    """As of EdgeFunction."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -251,10 +260,11 @@ class FunctionVersion(_message.Message):
         settings: Global___FunctionSettings | None = ...,
         env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         secret_names: _abc.Iterable[_builtins.str] | None = ...,
+        exactly_once: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "created_at", b"created_at", "entrypoint", b"entrypoint", "env", b"env", "function_id", b"function_id", "isolation", b"isolation", "language", b"language", "note", b"note", "runtime", b"runtime", "secret_names", b"secret_names", "settings", b"settings", "sha256", b"sha256", "source_bytes", b"source_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "created_at", b"created_at", "entrypoint", b"entrypoint", "env", b"env", "exactly_once", b"exactly_once", "function_id", b"function_id", "isolation", b"isolation", "language", b"language", "note", b"note", "runtime", b"runtime", "secret_names", b"secret_names", "settings", b"settings", "sha256", b"sha256", "source_bytes", b"source_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

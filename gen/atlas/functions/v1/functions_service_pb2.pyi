@@ -221,6 +221,7 @@ class DeployFunctionRequest(_message.Message):
     SECRETS_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     MODULE_FIELD_NUMBER: _builtins.int
+    EXACTLY_ONCE_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """UUID of the key's project."""
     name: _builtins.str
@@ -240,6 +241,12 @@ class DeployFunctionRequest(_message.Message):
     module: _builtins.bytes
     """Instead of source, for runtime `wasm` only: a WASI preview 1 command (`_start`) that reads JSON from stdin and
     writes JSON to stdout, at most 2 MiB. Base64 in JSON.
+    """
+    exactly_once: _builtins.bool
+    """Makes all that a run does in the database one transaction, at most 10 s long, which is committed when the function
+    has answered (with at most 64 KiB, and no Response of 400 or more) and rolled back otherwise. Of all attempts at a
+    delivery, a workflow's step or an asynchronous run one is committed; later ones get its answer. When not given, it
+    stays what it is in the active version, false at first. INVALID_ARGUMENT when true for runtime `wasm`.
     """
     @_builtins.property
     def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -271,12 +278,15 @@ class DeployFunctionRequest(_message.Message):
         secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         settings: _functions_pb2.FunctionSettings | None = ...,
         module: _builtins.bytes = ...,
+        exactly_once: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exactly_once", b"_exactly_once", "exactly_once", b"exactly_once", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["env", b"env", "isolation", b"isolation", "language", b"language", "module", b"module", "name", b"name", "note", b"note", "project_id", b"project_id", "runtime", b"runtime", "secrets", b"secrets", "settings", b"settings", "slug", b"slug", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exactly_once", b"_exactly_once", "env", b"env", "exactly_once", b"exactly_once", "isolation", b"isolation", "language", b"language", "module", b"module", "name", b"name", "note", b"note", "project_id", b"project_id", "runtime", b"runtime", "secrets", b"secrets", "settings", b"settings", "slug", b"slug", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__exactly_once: _TypeAlias = _typing.Literal["exactly_once"]  # noqa: Y015
+    _WhichOneofArgType__exactly_once: _TypeAlias = _typing.Literal["_exactly_once", b"_exactly_once"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exactly_once) -> _WhichOneofReturnType__exactly_once | None: ...
 
 Global___DeployFunctionRequest: _TypeAlias = DeployFunctionRequest  # noqa: Y015
 
@@ -313,6 +323,7 @@ class UpdateFunctionRequest(_message.Message):
     REMOVE_SECRETS_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     ISOLATION_FIELD_NUMBER: _builtins.int
+    EXACTLY_ONCE_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """UUID of the key's project."""
     function_id: _builtins.str
@@ -323,6 +334,8 @@ class UpdateFunctionRequest(_message.Message):
     """About the new version, up to 1000 characters."""
     isolation: _builtins.str
     """`warm` or `fresh`."""
+    exactly_once: _builtins.bool
+    """As of DeployFunctionRequest."""
     @_builtins.property
     def env(self) -> Global___Environment:
         """All plain environment variables from now on."""
@@ -351,15 +364,20 @@ class UpdateFunctionRequest(_message.Message):
         remove_secrets: _abc.Iterable[_builtins.str] | None = ...,
         settings: _functions_pb2.FunctionSettings | None = ...,
         isolation: _builtins.str | None = ...,
+        exactly_once: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_isolation", b"_isolation", "_name", b"_name", "env", b"env", "isolation", b"isolation", "name", b"name", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exactly_once", b"_exactly_once", "_isolation", b"_isolation", "_name", b"_name", "env", b"env", "exactly_once", b"exactly_once", "isolation", b"isolation", "name", b"name", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_isolation", b"_isolation", "_name", b"_name", "env", b"env", "function_id", b"function_id", "isolation", b"isolation", "name", b"name", "note", b"note", "project_id", b"project_id", "remove_secrets", b"remove_secrets", "secrets", b"secrets", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exactly_once", b"_exactly_once", "_isolation", b"_isolation", "_name", b"_name", "env", b"env", "exactly_once", b"exactly_once", "function_id", b"function_id", "isolation", b"isolation", "name", b"name", "note", b"note", "project_id", b"project_id", "remove_secrets", b"remove_secrets", "secrets", b"secrets", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__exactly_once: _TypeAlias = _typing.Literal["exactly_once"]  # noqa: Y015
+    _WhichOneofArgType__exactly_once: _TypeAlias = _typing.Literal["_exactly_once", b"_exactly_once"]  # noqa: Y015
     _WhichOneofReturnType__isolation: _TypeAlias = _typing.Literal["isolation"]  # noqa: Y015
     _WhichOneofArgType__isolation: _TypeAlias = _typing.Literal["_isolation", b"_isolation"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exactly_once) -> _WhichOneofReturnType__exactly_once | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__isolation) -> _WhichOneofReturnType__isolation | None: ...
     @_typing.overload

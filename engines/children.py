@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from engines.value import value
+
 Key = tuple[object, ...]
 """Begins with project and function. Equal keys mean the same code under the same bounds."""
 
@@ -82,13 +84,13 @@ class Bind:
     request: Request
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Start:
     child: Child
     request: Request
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Send:
     """To a child that is busy, to begin later."""
 
@@ -96,7 +98,7 @@ class Send:
     request: Request
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Proceed:
     """The request was sent to the child before; now it begins."""
 

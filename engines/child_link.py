@@ -29,6 +29,9 @@ _STOPPED: Final = frozenset({Outcome.CANCELLED, Outcome.WALL_LIMIT, Outcome.CPU_
 _IDLE_CPU_MS: Final = 300.0
 """What a child may use between two runs: its collector's work, and none of what a run has left behind."""
 
+QUICK_CPU_US: Final = 5_000
+"""A run that used less was quick, however long the machine let it wait."""
+
 _HARD_CPU_MS: Final = 1_800_000.0  # half of RLIMIT_CPU: recycled long before the kernel would end it in mid-run
 
 
@@ -61,7 +64,8 @@ class ChildLink(asyncio.Protocol):
         self._kind = kind
         self._cpu_before_ms = 0.0  # its process's, when the run was bound or started
         self._reader = Reader()
-        self._inv = 0
+        self._inv = 0  # the run that it is at
+        self._sent = 0  # the last one that it was sent
         self._deadline_ms = 0.0  # 0: none
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0.0
@@ -91,9 +95,23 @@ class ChildLink(asyncio.Protocol):
 
     def start(self, run: Run) -> None:
         """Run it, on a child that has its program loaded."""
+        self._begin(run)
+        self.send_ahead(run)
+
+    def send_ahead(self, run: Run) -> None:
+        """To begin when the runs sent before it have ended; `proceed` says when."""
+        assert run.invocation is not None
+        self._sent += 1
+        self._send(messages.invoke(self._sent, run.invocation, run.limits))
+
+    def proceed(self, run: Run) -> None:
+        """It was sent before; its time counts from now."""
+        self._begin(run)
+        if run.given_up:
+            self._drain()
+
+    def _begin(self, run: Run) -> None:
         now = now_ms()
-        invocation = run.invocation
-        assert invocation is not None
         self.run = run
         self._inv += 1
         run.started_ms = now
@@ -101,7 +119,6 @@ class ChildLink(asyncio.Protocol):
             run.queue_ms = now - run.queued_ms
         self._start_clock()
         self._arm(now + run.limits.wall_ms)
-        self._send(messages.invoke(self._inv, invocation, run.limits))
 
     def stop(self, verdict: Outcome) -> None:
         """End the run. A child that waits for the host is asked and has GRACE_MS; one that computes is killed at once.
@@ -114,11 +131,14 @@ class ChildLink(asyncio.Protocol):
             return
         run.verdict = verdict
         if run.calls or verdict is Outcome.WALL_LIMIT:
-            self.child.state = State.DRAINING
-            self._send(messages.cancel(self._inv))
-            self._arm(now_ms() + GRACE_MS)
+            self._drain()
         else:
             self._owner.doomed(self, verdict)
+
+    def _drain(self) -> None:
+        self.child.state = State.DRAINING
+        self._send(messages.cancel(self._inv))
+        self._arm(now_ms() + GRACE_MS)
 
     def condemn(self, verdict: Outcome, why: str) -> None:
         """End the run, if there is one, and the child with it."""
@@ -174,6 +194,7 @@ class ChildLink(asyncio.Protocol):
             return self._owner.doomed(self, "not loaded")
         self._deadline_ms = 0.0
         self.run = None
+        self.child.was_quick = not run.host_calls and event.meta.cpu_us < QUICK_CPU_US
         if worn := self._worn_by(run, result.outcome):
             self.child.worn = worn
         self._start_clock()

@@ -11,9 +11,12 @@ DRAINING   its run has a verdict already; it has a short grace to become IDLE ag
 KILLED     SIGKILL is sent; it still counts until REAPED, so a slot is never given away twice
 """
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
+
+from engines.value import value
 
 Key = tuple[object, ...]
 """Begins with project and function. Equal keys mean the same code under the same bounds."""
@@ -46,6 +49,7 @@ class Request:
     queued_ms: float
     shape: Shape = ()
     waiting: bool = False
+    given_up: bool = False  # its caller went away while it was ahead in a child
     size_bytes: int = 0  # of the memory it holds while it waits
 
 
@@ -60,10 +64,13 @@ class Child:
     idle_since_ms: float = 0.0
     calls: int = 0
     worn: str = ""  # why it will not be used again after this run
+    was_quick: bool = False  # its last run, which asked nothing of the host
+    ahead: deque[Request] = field(default_factory=deque)  # sent to it, to begin one after another when this run ends
 
     def __repr__(self) -> str:
         name = "/".join(str(part) for part in self.key[:3]) if self.key else "-"
-        return f"<child {self.id} {self.state.value} {name} calls={self.calls}{' ' + self.worn if self.worn else ''}>"
+        notes = f"{f' ahead={len(self.ahead)}' if self.ahead else ''}{' ' + self.worn if self.worn else ''}"
+        return f"<child {self.id} {self.state.value} {name} calls={self.calls}{notes}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +84,24 @@ class Bind:
     request: Request
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Start:
+    child: Child
+    request: Request
+
+
+@value()
+class Send:
+    """To a child that is busy, to begin later."""
+
+    child: Child
+    request: Request
+
+
+@value()
+class Proceed:
+    """The request was sent to the child before; now it begins."""
+
     child: Child
     request: Request
 
@@ -94,4 +117,4 @@ class Reject:
     request: Request
 
 
-Action = Spawn | Bind | Start | Kill | Reject
+Action = Spawn | Bind | Start | Send | Proceed | Kill | Reject

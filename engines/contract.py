@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, Protocol
 
+from engines.value import value
+
 
 class Outcome(StrEnum):
     """How an invocation ended. Logs, metrics and RPC status codes are all derived from it."""
@@ -67,7 +69,7 @@ class Limits:
     log_bytes: int = 64 * 1024  # kept; what comes later is dropped and `Result.logs_truncated` set
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Invocation:
     """One call of the program's default export: `fn(input, ctx)`."""
 
@@ -135,7 +137,7 @@ class LogLine:
     at_ms: float  # since the run started
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Metrics:
     wall_ms: float = 0.0  # start of the run in the sandbox to its result, host calls included
     cpu_ms: float = 0.0
@@ -146,7 +148,7 @@ class Metrics:
     fuel_consumed: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Result:
     outcome: Outcome
     value: bytes = b"null"  # JSON text of what was returned, when outcome is OK and there is no response

@@ -15,10 +15,11 @@
     C → S      RESULT    i    0     u32 n, JSON[n] meta, value JSON text or Response body
     C → S      ERROR     i    0     JSON meta + {"outcome", "error": {"name","message","stack","code"?}, "used"?}
 
-INVOKE's kind, of the input, is "json", "text" or "bytes"; meta is {"wall_us","cpu_us","memory_bytes","fuel"?,
-"kind":"json|response","status"?,"headers"?,"logs":[[level,text,at_us],…],"truncated"}. The child is hostile: whoever
-reads these frames checks every field, and a frame that breaks a rule of this table raises FrameError, after which the
-only right thing to do is to kill the child.
+An INVOKE may be sent before the one before it is answered, to children that take it (engines/kind.py): they run in
+the order of `inv`. INVOKE's kind, of the input, is "json", "text" or "bytes"; meta is {"wall_us","cpu_us",
+"memory_bytes","fuel"?,"kind":"json|response","status"?,"headers"?,"logs":[[level,text,at_us],…],"truncated"}. The child
+is hostile: whoever reads these frames checks every field, and a frame that breaks a rule of this table raises
+FrameError, after which the only right thing to do is to kill the child.
 
 The child side is a program of its own (engines/quickjs/child.py) and reads the same table; both import this module,
 which therefore imports nothing but `struct` and `enum`. What the payloads mean is for engines/messages.py (supervisor)

@@ -34,6 +34,9 @@ class Kind:
     keeps_cpu_limit: bool = True
     """It ends runs at `Limits.cpu_ms` itself; otherwise its supervisor looks at its clock."""
 
+    takes_ahead: bool = False
+    """It runs one request at a time and keeps those that come meanwhile, so that requests can be sent ahead to it."""
+
     dies_of_memory: frozenset[signal.Signals] = frozenset()
     """The signals by which it ends itself when it gets no more memory, and hardly ever for another reason."""
 

@@ -14,6 +14,7 @@ from engines.contract import Invocation, Limits, LogLine, Outcome, Program, Resp
 from engines.frames import LENGTH, MAX_CALLS_IN_FLIGHT, Frame, FrameError, Type, encode
 from engines.json_text import LARGE_BYTES
 from engines.told import LEVELS, MAX_HEADERS, MAX_LOG_LINES, MAX_TOLD_BYTES, MOST, is_header, is_status
+from engines.value import value
 
 NAME_CHARS: Final = 100
 MESSAGE_CHARS: Final = 8 * 1024
@@ -54,7 +55,7 @@ class HostCalls:
     calls: list[tuple[int, str, bytes]]  # call number, op, args as JSON text
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Meta:
     wall_us: float
     cpu_us: float
@@ -64,7 +65,7 @@ class Meta:
     fuel: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Returned:
     meta: Meta
     value: bytes

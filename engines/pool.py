@@ -1,7 +1,8 @@
 """Which sandbox child serves which request. Pure: every method is told the time and returns the I/O to do.
 
 A child serves one request at a time, and never two keys; its states are drawn in engines/children.py. Who finds none
-waits in engines/queue.py; while a request waits there is no idle child of its key.
+waits in engines/queue.py, or in line at a busy child as engines/ahead.py says; while a request waits in the queue there
+is no idle child of its key.
 """
 
 from collections import OrderedDict
@@ -9,7 +10,22 @@ from collections.abc import Iterator
 from dataclasses import InitVar, dataclass, field
 from typing import Final, TypeVar
 
-from engines.children import Action, Bind, Child, Key, Kill, Reject, Request, Shape, Spawn, Start, State
+from engines.ahead import Ahead
+from engines.children import (
+    Action,
+    Bind,
+    Child,
+    Key,
+    Kill,
+    Proceed,
+    Reject,
+    Request,
+    Send,
+    Shape,
+    Spawn,
+    Start,
+    State,
+)
 from engines.queue import Queue
 
 MAX_CALLS: Final = 10_000
@@ -25,6 +41,7 @@ K = TypeVar("K")
 @dataclass(eq=False, kw_only=True)
 class Pool:
     """`spares` blanks are kept; at most `max_children` live at a time, `max_children_per_project` of one project.
+    `cores` children of a function run at the same time before requests are sent ahead to them; None: none ever is.
 
     Spares have the shape asked for last; as long as `spare_shape` is None, which nobody ever asks for, there are none.
     """
@@ -34,6 +51,7 @@ class Pool:
     max_children_per_project: int
     queue_ms: InitVar[float]
     spare_shape: Shape | None = ()
+    cores: InitVar[int | None] = None
     can_spawn: bool = True
     children: set[Child] = field(default_factory=set)
     _blank: list[Child] = field(default_factory=list)
@@ -42,14 +60,16 @@ class Pool:
     _bound: dict[Key, int] = field(default_factory=dict)  # children by key and by project, KILLED ones included
     _held: dict[object, int] = field(default_factory=dict)
     queue: Queue = field(init=False)
+    _ahead: Ahead | None = field(init=False)
     _forking: dict[Shape, int] = field(default_factory=dict)
     _dying: int = 0  # KILLED, and going to make room for somebody
     _next_id: int = 1
     _spawn_after_ms: float = 0.0
     _backoff_ms: float = SPAWN_BACKOFF_MS[0]
 
-    def __post_init__(self, queue_ms: float) -> None:
+    def __post_init__(self, queue_ms: float, cores: int | None) -> None:
         self.queue = Queue(queue_ms)
+        self._ahead = None if cores is None else Ahead(cores)
 
     def __repr__(self) -> str:
         counts = " ".join(f"{name}={count}" for name, count in self.counts().items() if count)
@@ -65,17 +85,22 @@ class Pool:
     # What happens
 
     def submit(self, request: Request, now_ms: float) -> list[Action]:
-        """A new request: started at once on an idle child of its key, or queued."""
+        """A new request: started at once on an idle child of its key, sent ahead to a busy one, or queued."""
         self.spare_shape = request.shape
         idle = self._idle_of.get(request.key)
+        if self._ahead and (child := self._ahead.child_for(request, is_one_idle=bool(idle))):
+            child.ahead.append(request)
+            return [Send(child, request)]
         if idle:
-            return [self._start(idle[-1], request)]
+            return [self._start(idle[-1], request, now_ms)]
         return self._place(now_ms) if self.queue.push(request) else [Reject(request)]
 
     def give_up(self, request: Request) -> None:
-        """Its caller went away. Does nothing when it no longer waits."""
+        """Its caller went away before it began. One that is ahead in a child is run for nothing when its turn comes."""
         if request.waiting:
             self.queue.remove(request)
+        else:
+            request.given_up = True
 
     def forked(self, child: Child, now_ms: float) -> list[Action]:
         self._leave(child)
@@ -92,34 +117,39 @@ class Pool:
 
     def loaded(self, child: Child, now_ms: float) -> list[Action]:
         """Its code is loaded and the request it was bound for has started on it. Now there is time for a new spare."""
-        child.state = State.RUNNING
-        child.calls += 1
+        self._run(child, now_ms)
         self._backoff_ms = SPAWN_BACKOFF_MS[0]
         return self._place(now_ms)
 
     def released(self, child: Child, now_ms: float) -> list[Action]:
         """Its run is over. The child goes to the next request of its key unless it is worn, or owed to another."""
         assert child.key is not None
+        if self._ahead:
+            self._ahead.ended(child, is_quick=child.was_quick)
         if child.calls >= MAX_CALLS:
             child.worn = "calls"
         elif now_ms - child.born_ms >= MAX_AGE_MS:
             child.worn = child.worn or "age"
         if child.worn:
             return [self.kill(child, child.worn), *self._place(now_ms)]
+        if self.queue and (claim := self._owed(child, now_ms)):
+            self.queue.has_next_turn(claim.key[0])
+            return [self.kill(child, "owed"), *self._place(now_ms)]
+        if child.ahead:
+            self._run(child, now_ms)
+            return [Proceed(child, child.ahead.popleft())]
         if not self.queue:
             self._rest(child, now_ms)
             return []
-        if claim := self._owed(child, now_ms):
-            self.queue.has_next_turn(claim.key[0])
-            return [self.kill(child, "owed"), *self._place(now_ms)]
         if request := self.queue.first_of(child.key):
             self.queue.remove(request)
-            return [self._start(child, request)]
+            return [self._start(child, request, now_ms)]
         self._rest(child, now_ms)
         return self._place(now_ms)
 
     def kill(self, child: Child, why: str) -> Kill:
-        """From any state but KILLED and REAPED. `reaped` follows when the process is gone."""
+        """From any state but KILLED and REAPED. `reaped` follows when the process is gone. What is ahead in it waits in
+        the queue again."""
         self._leave(child)
         child.state = State.KILLED
         child.worn = child.worn or why
@@ -134,10 +164,15 @@ class Pool:
         if child.key is not None:
             _drop(self._bound, child.key)
             _drop(self._held, child.key[0])
+            if self._ahead and child.key not in self._bound:
+                self._ahead.forget(child.key)
         return self._place(now_ms)
 
     def wake(self, now_ms: float) -> list[Action]:
-        """Time has passed. Call every PATIENCE_MS or so while requests wait, and every second otherwise."""
+        """Time has passed. Call every PATIENCE_MS or so while requests wait, and ten times a second otherwise."""
+        for child in self._ahead.overtaken(now_ms) if self._ahead else ():
+            child.worn = child.worn or "overtaken"  # it would run them all the same
+            self._take_back(child)
         actions: list[Action] = [Reject(request) for request in self.queue.expire(now_ms)]
         while self._idle and now_ms - (oldest := next(iter(self._idle))).idle_since_ms >= IDLE_TTL_MS:
             actions.append(self.kill(oldest, "idle"))
@@ -159,11 +194,11 @@ class Pool:
     def close(self) -> list[Action]:
         """Nobody waits, nothing is forked any more, and every child ends. FORKING ones end when they are `forked`."""
         self.can_spawn = False
+        ending = (State.FORKING, State.KILLED)
+        kills = [self.kill(child, "closing") for child in self.children if child.state not in ending]
         waiting = list(self.queue)
         for request in waiting:
             self.queue.remove(request)
-        ending = (State.FORKING, State.KILLED)
-        kills = [self.kill(child, "closing") for child in self.children if child.state not in ending]
         return [*map(Reject, waiting), *kills]
 
     # How it is decided
@@ -277,12 +312,24 @@ class Pool:
         self._held[project] = self._held.get(project, 0) + 1
         return Bind(child, request)
 
-    def _start(self, child: Child, request: Request) -> Start:
+    def _start(self, child: Child, request: Request, now_ms: float) -> Start:
         if child.state is State.IDLE:
             self._leave(child)
+        self._run(child, now_ms)
+        return Start(child, request)
+
+    def _run(self, child: Child, now_ms: float) -> None:
         child.state = State.RUNNING
         child.calls += 1
-        return Start(child, request)
+        if self._ahead:
+            self._ahead.began(child, now_ms)
+
+    def _take_back(self, child: Child) -> None:
+        """What is ahead in it is the queue's again."""
+        while child.ahead:
+            request = child.ahead.pop()
+            if not request.given_up:
+                self.queue.put_back(request)
 
     def _rest(self, child: Child, now_ms: float) -> None:
         assert child.key is not None
@@ -307,6 +354,10 @@ class Pool:
                     del self._idle_of[child.key]
             case State.KILLED:
                 self._dying -= 1
+            case State.RUNNING | State.WAIT_HOST | State.DRAINING:
+                if self._ahead:
+                    self._ahead.ended(child, is_quick=False)
+                self._take_back(child)
 
 
 def _drop(counts: dict[K, int], name: K) -> None:

@@ -1,7 +1,7 @@
 """Who waits for a sandbox child: in order of arrival within a project, and the projects take turns. Pure.
 
 push ─▶ waits ─▶ remove          it was given a child, or its caller went away
-            └──▶ expire          its deadline has passed
+put_back ┘  └──▶ expire          its deadline has passed
 """
 
 from collections import OrderedDict
@@ -55,6 +55,17 @@ class Queue:
         self._of_key.setdefault(request.key, OrderedDict())[request] = None
         request.waiting = True
         return True
+
+    def put_back(self, request: Request) -> None:
+        """In front of its project, whose cap does not apply: it was let in before."""
+        project = request.key[0]
+        line = self._of_project.setdefault(project, OrderedDict())
+        mine = self._of_key.setdefault(request.key, OrderedDict())
+        for each in (line, mine):
+            each[request] = None
+            each.move_to_end(request, last=False)
+        self._bytes_of_project[project] = self._bytes_of_project.get(project, 0) + request.size_bytes
+        request.waiting = True
 
     def remove(self, request: Request) -> None:
         request.waiting = False

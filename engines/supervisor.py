@@ -10,6 +10,7 @@ version is refused for QUARANTINE_MS.
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import Coroutine, Iterable
@@ -17,7 +18,21 @@ from dataclasses import replace
 from typing import Final
 
 from engines.child_link import ChildLink, now_ms
-from engines.children import BUSY, Action, Bind, Child, Key, Kill, Reject, Shape, Spawn, Start, State
+from engines.children import (
+    BUSY,
+    Action,
+    Bind,
+    Child,
+    Key,
+    Kill,
+    Proceed,
+    Reject,
+    Send,
+    Shape,
+    Spawn,
+    Start,
+    State,
+)
 from engines.contract import Host, Invocation, Limits, Outcome, Program, Result, ScriptError
 from engines.frames import MAX_PAYLOAD_BYTES
 from engines.json_text import LARGE_BYTES, is_json
@@ -54,7 +69,10 @@ class Supervisor:
         unsafe: bool = False,
         launch: Launch = Zygote.launch,
         kind: Kind | None = None,
+        cores: int | None = None,
     ) -> None:
+        """`cores`: children of one function that are kept busy before requests are sent ahead to them (where the kind
+        takes that); as many as the machine has for us when None."""
         self._kind = kind = kind or Kind()
         self._keeper = Keeper(module, launch, unsafe=unsafe, died=self._zygote_died, returned=self._zygote_returned)
         self._pool = Pool(
@@ -63,6 +81,7 @@ class Supervisor:
             max_children_per_project=max_children_per_project,
             queue_ms=queue_ms,
             spare_shape=None if kind.is_sized else (),
+            cores=(cores or len(os.sched_getaffinity(0))) if kind.takes_ahead else None,
         )
         self._links: dict[Child, ChildLink] = {}
         self._quarantined: dict[Key, float] = {}
@@ -169,20 +188,20 @@ class Supervisor:
 
     def _submit(self, run: Run, now: float) -> None:
         self._do(self._pool.submit(run, now))
-        if run.waiting and self._waking is None:
-            self._waking = self._loop.call_later(PATIENCE_MS / 1000, self._wake)
+        if run.waiting:
+            self._wake_soon()
 
     async def _abandon(self, run: Run) -> None:
         """The caller went away: end the run, and come back when it has ended."""
         if run.settled:
             return
         run.future = self._loop.create_future()
-        if run.waiting:
+        link = next((link for link in self._links.values() if link.run is run), None)
+        if link is None:
+            run.verdict = Outcome.CANCELLED
             self._pool.give_up(run)
             return
-        for link in self._links.values():
-            if link.run is run:
-                link.stop(Outcome.CANCELLED)
+        link.stop(Outcome.CANCELLED)
         while not run.future.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.shield(run.future)
@@ -194,6 +213,10 @@ class Supervisor:
             match action:
                 case Start(child, Run() as run):
                     self._links[child].start(run)
+                case Send(child, Run() as run):
+                    self._links[child].send_ahead(run)
+                case Proceed(child, Run() as run):
+                    self._links[child].proceed(run)
                 case Bind(child, Run() as run):
                     self._links[child].bind(run)
                 case Spawn(child):
@@ -262,6 +285,8 @@ class Supervisor:
 
     def doomed(self, link: ChildLink, why: str) -> None:
         self._do([self._pool.kill(link.child, why)])
+        if self._pool.queue:
+            self._wake_soon()
 
     def again(self, run: Run) -> None:
         if self._closing:
@@ -290,11 +315,16 @@ class Supervisor:
 
     # Time
 
+    def _wake_soon(self) -> None:
+        """Somebody waits."""
+        if self._waking is None and not self._closing:
+            self._waking = self._loop.call_later(PATIENCE_MS / 1000, self._wake)
+
     def _wake(self) -> None:
         self._waking = None
         self._do(self._pool.wake(now_ms()))
-        if self._pool.queue and not self._closing:
-            self._waking = self._loop.call_later(PATIENCE_MS / 1000, self._wake)
+        if self._pool.queue:
+            self._wake_soon()
 
     def _tick(self) -> None:
         """Weigh those that may have grown, and see to what is due now and then."""
@@ -306,10 +336,10 @@ class Supervisor:
                 link.look_at_clock()
             if link.child.state in BUSY or (sweep and link.calls_when_weighed != link.child.calls):
                 self._weigh(link)
+        now = now_ms()
         if sweep:
-            now = now_ms()
             self._quarantined = {key: until for key, until in self._quarantined.items() if until > now}
-            self._do(self._pool.wake(now))
+        self._do(self._pool.wake(now))
 
     def _weigh(self, link: ChildLink) -> None:
         link.calls_when_weighed = link.child.calls

@@ -4,6 +4,7 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from server.fields import well_formed
 
@@ -32,6 +33,10 @@ pytest_plugins = [
     "tests.fix_v8_child",
     "tests.fix_workflows",
 ]
+
+# No test is to fail because the machine is busy.
+settings.register_profile("atlas", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("atlas")
 
 
 @pytest.hookimpl(wrapper=True)

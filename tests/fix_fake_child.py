@@ -173,14 +173,16 @@ async def _escaped(wire: Wire) -> None:
 
 @asynccontextmanager
 async def engine_of(
-    *scripts: Script, spares: int = 0, kind: Kind | None = None
+    *scripts: Script, spares: int = 0, kind: Kind | None = None, cores: int | None = None
 ) -> AsyncIterator[tuple[Supervisor, FakeZygote]]:
     """A QuickJS, or a supervisor of children of that kind."""
     zygote = FakeZygote(*scripts)
     launch: Any = zygote.launch
     bounds: dict[str, Any] = {"spares": spares, "max_children": 4, "max_children_per_project": 4, "queue_ms": 1000}
     engine = (
-        QuickJS(launch=launch, **bounds) if kind is None else Supervisor("fake", launch=launch, kind=kind, **bounds)
+        QuickJS(launch=launch, cores=cores, **bounds)
+        if kind is None
+        else Supervisor("fake", launch=launch, kind=kind, cores=cores, **bounds)
     )
     await engine.start()
     try:

@@ -4,6 +4,8 @@
                                  │   ▲
                        HOSTCALL ─┘   └─ HOSTRES, a due timer            CANCEL, a limit: ERROR, and a new realm
 
+An INVOKE may come before the one before it is answered; it is run after that.
+
 One realm serves all invocations of a program unless its isolation is `fresh`, which loads a new one for each. What an
 invocation leaves behind ends with it: its timers are cleared, its queued microtasks run before it is answered, its host
 calls are forgotten and late answers to them dropped by number. A realm that hit a limit or was cancelled is replaced.
@@ -54,7 +56,7 @@ class _Worker:
     def run(self) -> None:
         """BIND once, then one INVOKE after another. Whatever else arrives between them is stale."""
         while True:
-            kind, inv, _, payload = self._wire.receive()
+            kind, inv, _, payload = self._wire.next()
             if kind is Type.BIND:
                 self._bind(payload)
             elif kind is Type.INVOKE:

@@ -1,6 +1,7 @@
 """The QuickJS engine: one jailed interpreter a child, a warm realm for each function version."""
 
 from engines.keeper import Launch
+from engines.kind import Kind
 from engines.supervisor import Supervisor
 from engines.zygote import Zygote
 
@@ -17,6 +18,7 @@ class QuickJS(Supervisor):
         queue_ms: int = 5_000,
         unsafe: bool = False,
         launch: Launch = Zygote.launch,
+        cores: int | None = None,
     ) -> None:
         super().__init__(
             "engines.quickjs.child",
@@ -26,4 +28,6 @@ class QuickJS(Supervisor):
             queue_ms=queue_ms,
             unsafe=unsafe,
             launch=launch,
+            kind=Kind(takes_ahead=True),
+            cores=cores,
         )

@@ -114,6 +114,8 @@ class Run:
         if frame is None:
             return realm.tick()
         kind, inv, call, payload = frame
+        if kind is Type.INVOKE:
+            self._wire.put_off(frame)
         if inv != self._inv:
             return None
         if kind is Type.HOSTRES:

@@ -2,6 +2,7 @@
 
 import os
 import select
+from collections import deque
 from time import sleep
 
 from engines import frames
@@ -17,11 +18,20 @@ class Wire:
         self._fd = fd
         self._reader = frames.Reader()
         self._inbox: list[frames.Frame] = []
+        self._put_off: deque[frames.Frame] = deque()
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
 
+    def next(self) -> frames.Frame:
+        """The first frame that was put off, or else the next one."""
+        return self._put_off.popleft() if self._put_off else self.receive()
+
+    def put_off(self, frame: frames.Frame) -> None:
+        """It is not its turn."""
+        self._put_off.append(frame)
+
     def receive(self) -> frames.Frame:
-        """The next frame."""
+        """The next frame that was not put off."""
         while not self._inbox:
             data = os.read(self._fd, _READ_BYTES)
             if not data:

@@ -11,10 +11,10 @@ The wait before attempt n + 1 is drawn from 0 to backoff_ms * 2^(n - 1), at most
 from a backoff of their own.
 """
 
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from engines.contract import Outcome
+from engines.value import value
 from server.errors import AtlasError, Cancelled, NotFound, Unavailable, Unimplemented
 from server.functions.outcomes import FAILED_STATUS, TABLE
 from server.invocations.invoke import Finished
@@ -27,7 +27,7 @@ FAULT: Final = "INTERNAL_FAULT"
 STATUS: Final = "FUNCTION_ANSWERED_STATUS"
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Ended:
     """An attempt that ended. `refused`: it did not begin, for want of room or of something of ours."""
 
@@ -37,7 +37,7 @@ class Ended:
     refused: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Verdict:
     """`delay_s` is how long a queued one waits. `attempts` and `refusals` are what counts from now on."""
 

@@ -7,13 +7,13 @@ start ──▶ function: Invoker, workflow: Workflows ──▶ decide ──�
 import asyncio
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Protocol
 
 import orjson
 
 from engines.contract import Outcome
+from engines.value import value
 from server.clock import Clock, SystemClock
 from server.dispatch import decisions
 from server.dispatch.decisions import Ended, decide, may_begin
@@ -54,7 +54,7 @@ class StartsWorkflows(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Attempt:
     """What is to run now. `attempts` counts this one; `body` is None when the event is not kept any more; its age
     counts from `since`, and its lag from `came_at`, when the event came."""

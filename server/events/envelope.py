@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import orjson
 
+from engines.value import value
 from server.errors import InvalidArgument
 from server.events.json_text import MAX_VALUES, Json, JsonError, Scanner
 from server.events.types import family, parse_event_type
@@ -61,7 +62,7 @@ class Change:
     lsn: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Event:
     """`id` is unique in the project. `trigger_id` is in events of the family cron, and there alone; `change` may be in
     those of the family cdc, and there alone."""
@@ -169,7 +170,12 @@ def text_of(found: Mapping[str, Json], name: str, *, inside: str = "") -> str:
 
 def _members(body: bytes) -> dict[str, Json]:
     scanner = Scanner(body, most_values=MAX_ENVELOPE_VALUES)
-    found = {name: scanner.value() for name in scanner.members()}
+    found: dict[str, Json] = {}
+    if begin := scanner.lead(_BEGIN):  # as `encode` writes most: at half the cost of going member by member
+        found = {name: Json(f'"{text}"', text) for name, text in begin.groupdict().items() if text is not None}
+        found["data"] = scanner.value()
+    for name in scanner.members(begun=[*found]):
+        found[name] = scanner.value()
     scanner.end()
     return found
 
@@ -235,4 +241,9 @@ def _has(found: Mapping[str, Json], name: str) -> bool:
 
 _ID: Final = re.compile(rf"[!-~]{{1,{MAX_ID_CHARS}}}")
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_BEGIN: Final = re.compile(
+    r'\{"id":"(?P<id>[!#-\[\]-~]*)","type":"(?P<type>[!#-\[\]-~]*)","project_id":"(?P<project_id>[!#-\[\]-~]*)"'
+    r',"time":"(?P<time>[!#-\[\]-~]*)","source":"(?P<source>[ !#-\[\]-~]*)"(?:,"subject":"(?P<subject>[ !#-\[\]-~]*)")?'
+    r'(?:,"trigger_id":"(?P<trigger_id>[!#-\[\]-~]*)")?,"data":'
+)
 _LSN: Final = re.compile(r"[0-9A-F]{1,8}/[0-9A-F]{1,8}")

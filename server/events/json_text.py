@@ -8,9 +8,11 @@ import itertools
 import json.decoder
 import re
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import field
 from typing import Any, Final
+
+from engines.value import value
 
 MAX_VALUES: Final = 100_000
 """Commas and opening brackets of one text: each may cost half a microsecond of the event loop."""
@@ -22,7 +24,7 @@ class JsonError(ValueError):
     """The text is not JSON, or more of it than allowed; the message says which."""
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Json:
     """One JSON value: its text, and that in Python. Whole numbers are exact, others doubles; strings may hold lone
     surrogates. Equal when the texts are."""
@@ -72,6 +74,13 @@ class Scanner:
         self._at = spaces.end()
         return self._text[self._at : self._at + 1]
 
+    def lead(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        """What comes next, if it matches; it has then been gone through."""
+        found = pattern.match(self._text, self._at)
+        if found:
+            self._at = found.end()
+        return found
+
     def value(self) -> Json:
         """The value that comes next."""
         if not self.next:
@@ -91,11 +100,14 @@ class Scanner:
             _require_shallow(found)
         return Json(self._text[at : self._at], found)
 
-    def members(self) -> Iterator[str]:
-        """The names of the object that comes next. Take what comes next at each: a value, members or elements."""
-        names: set[str] = set()
-        self._take("{")
-        while self.next == '"':
+    def members(self, begun: Collection[str] = ()) -> Iterator[str]:
+        """The names of the object that comes next, or that one is in, of which those `begun` have been gone through.
+        Take what comes next at each: a value, members or elements."""
+        names = set(begun)
+        if not begun:
+            self._take("{")
+        more = self._another() if begun else self.next == '"'
+        while more:
             try:
                 name, self._at = _string(self._text, self._at + 1)
             except ValueError as why:
@@ -105,12 +117,17 @@ class Scanner:
             names.add(name)
             self._take(":")
             yield name
-            if self.next != ",":
-                break
-            self._at += 1
-            if self.next != '"':
-                raise JsonError(f"a name is missing at character {self._at}")
+            more = self._another()
         self._take("}")
+
+    def _another(self) -> bool:
+        """Whether a comma comes next, which the name of another member must follow."""
+        if self.next != ",":
+            return False
+        self._at += 1
+        if self.next != '"':
+            raise JsonError(f"a name is missing at character {self._at}")
+        return True
 
     def elements(self) -> Iterator[int]:
         """The numbers of elements of the array that comes next, from 0. Take what comes next at each."""

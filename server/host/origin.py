@@ -1,13 +1,12 @@
 """Where a run comes from: the cause that its changes and events carry, and what it is one delivery of."""
 
-from dataclasses import dataclass
-
 import orjson
 
+from engines.value import value
 from server.events.envelope import MAX_CAUSE_DEPTH, Cause
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Origin:
     """`event_id` and `trigger_id` are those of the event that started the run, None for any other run."""
 

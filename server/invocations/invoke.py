@@ -29,6 +29,7 @@ from engines.contract import (
 )
 from engines.runtimes import EngineNotReady
 from engines.sourcemap import CODE_FILE, MOST_PLACES, translate_stack
+from engines.value import value
 from server.clock import Clock, SystemClock
 from server.errors import AtlasError, NotFound, Unavailable, Unimplemented
 from server.fields import shown
@@ -62,7 +63,7 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Body:
     """The function's input: JSON text, other text, or bytes."""
 
@@ -70,7 +71,7 @@ class Body:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Call:
     """Who wants which function run, with what, and what is known of the asking."""
 
@@ -88,7 +89,7 @@ class Call:
     run_id: str = field(default_factory=lambda: str(uuid4()))
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Finished:
     """A run that ended OK."""
 

@@ -14,6 +14,7 @@ from uuid import UUID
 import orjson
 
 from engines.contract import LogLine, Metrics, Outcome, Result
+from engines.value import value
 from server.fields import well_formed
 
 State = Literal["queued", "running", "finished"]
@@ -34,7 +35,7 @@ class RunError:
     stack: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Run:
     """What is known of a run when it starts. `trigger` is `http`, `grpc`, `async` or the UUID of a trigger."""
 
@@ -50,7 +51,7 @@ class Run:
     trace_id: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class RunRecord:
     """A run and how it ended, or that it has not: then `outcome` is empty and the rest as it is by default."""
 

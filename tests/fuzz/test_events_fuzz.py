@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+from dataclasses import replace
+from typing import Any, cast
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,6 +37,27 @@ def test_any_bytes(raw: bytes) -> None:
 @given(st.dictionaries(st.sampled_from(NAMES), odd, max_size=6), spaces, st.booleans())
 def test_any_members(changed: dict[str, object], indent: int | None, ascii_only: bool) -> None:
     _tried(json.dumps({**LEAST, **changed}, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass"))
+
+
+WRITTEN = ["id", "type", "project_id", "time", "source", "subject", "trigger_id", "data", "op", "cause"]
+
+
+@settings(max_examples=400)
+@given(st.dictionaries(st.sampled_from(WRITTEN), odd, max_size=4), st.sampled_from(["", ",", "}", '"data":2}']))
+def test_it_makes_no_difference_how_a_message_is_spaced(changed: dict[str, object], after: str) -> None:
+    body = {**LEAST, **changed}
+    ordered = {name: body[name] for name in WRITTEN if name in body}
+    texts = [json.dumps(ordered, separators=separators)[:-1] for separators in [(",", ":"), (" ,", ": ")]]
+    tight, wide = (f"{text}{after}}}".encode() for text in texts)
+    assert _found(tight) == _found(wide)
+
+
+def _found(raw: bytes) -> object:
+    try:
+        event = decode(raw)
+    except InvalidArgument as why:
+        return why.metadata.get("field"), why.message.split(" at character")[0].split(": line")[0]
+    return replace(event, data=cast(Any, event.data.value))
 
 
 drafts = st.dictionaries(st.sampled_from(["type", "data", "id", "time", "subject", "source"]), odd, max_size=4)

@@ -2,13 +2,14 @@
 
 import pytest
 
-from engines.children import Action, Bind, Child, Kill, Reject, Request, Spawn, Start, State
+from engines.ahead import MOST, MOST_BYTES, OVERTAKEN_MS, STREAK
+from engines.children import Action, Bind, Child, Kill, Proceed, Reject, Request, Send, Spawn, Start, State
 from engines.pool import IDLE_TTL_MS, MAX_AGE_MS, MAX_CALLS, SPARE_SHAPES, Pool
 from engines.queue import MAX_WAITING_BYTES_PER_PROJECT, MAX_WAITING_PER_PROJECT, PATIENCE_MS
 
 
-def pool(spares: int = 0, most: int = 4, most_each: int = 4, queue_ms: float = 1000) -> Pool:
-    return Pool(spares=spares, max_children=most, max_children_per_project=most_each, queue_ms=queue_ms)
+def pool(spares: int = 0, most: int = 4, most_each: int = 4, queue_ms: float = 1000, cores: int | None = None) -> Pool:
+    return Pool(spares=spares, max_children=most, max_children_per_project=most_each, queue_ms=queue_ms, cores=cores)
 
 
 def ask(project: str = "p", function: str = "f", at_ms: float = 0) -> Request:
@@ -22,7 +23,7 @@ def say(actions: list[Action]) -> str:
         match action:
             case Spawn(child):
                 words.append(f"spawn {child.id}")
-            case Bind(child, request) | Start(child, request):
+            case Bind(child, request) | Start(child, request) | Send(child, request) | Proceed(child, request):
                 words.append(f"{type(action).__name__.lower()} {child.id} {request.key[0]}/{request.key[1]}")
             case Kill(child, why):
                 words.append(f"kill {child.id} {why}")
@@ -341,3 +342,101 @@ def test_what_waits_holds_a_bounded_part_of_memory() -> None:
     assert say(subject.submit(Request((other, "f", 1), 0, size_bytes=half), 0)) == ""
     subject.give_up(waiting[0])
     assert say(subject.submit(Request(("p", "f", 1), 0, size_bytes=half), 0)) == ""
+
+
+def quick(subject: Pool, request: Request) -> Child:
+    """A child that runs the request, of a function that has been quick often enough."""
+    child = running(subject, request)
+    for _ in range(STREAK):
+        child.was_quick = True
+        subject.released(child, 0)
+        subject.submit(request, 0)
+    return child
+
+
+def test_requests_of_a_quick_function_are_sent_ahead_to_its_busy_child() -> None:
+    subject = pool(cores=1)
+    child = quick(subject, ask())
+    assert say(subject.submit(ask(), 1)) == "send 1 p/f"
+    assert say(subject.submit(ask(), 1)) == "send 1 p/f"
+    assert repr(child) == "<child 1 running p/f/1 calls=17 ahead=2>"
+    assert say(subject.released(child, 2)) == "proceed 1 p/f"
+    assert say(subject.released(child, 3)) == "proceed 1 p/f"
+    assert say(subject.released(child, 4)) == ""
+    assert child.state is State.IDLE
+
+
+def test_no_request_is_sent_ahead_before_the_function_was_quick_often_or_when_it_is_large() -> None:
+    subject = pool(cores=1)
+    child = running(subject, ask())
+    for _ in range(STREAK - 1):
+        child.was_quick = True
+        subject.released(child, 0)
+        subject.submit(ask(), 0)
+    assert say(subject.submit(ask(), 0)) == ""
+    assert say(subject.released(child, 0)) == "start 1 p/f"
+    assert say(subject.submit(Request(("p", "f", 1), 0, size_bytes=MOST_BYTES + 1), 0)) == ""
+    assert say(subject.submit(ask(), 0)) == "send 1 p/f"
+
+
+def test_after_one_run_that_was_not_quick_nothing_is_sent_ahead() -> None:
+    subject = pool(cores=1)
+    child = quick(subject, ask())
+    child.was_quick = False
+    subject.released(child, 0)
+    subject.submit(ask(), 0)
+    assert say(subject.submit(ask(), 0)) == ""
+
+
+def test_idle_children_are_used_first_as_long_as_there_are_cores_for_them() -> None:
+    subject = pool(cores=2)
+    first = quick(subject, ask())
+    subject.submit(large := Request(("p", "f", 1), 0, size_bytes=MOST_BYTES + 1), 0)
+    (second,) = spawned(subject.wake(PATIENCE_MS))
+    subject.forked(second, 6)
+    subject.loaded(second, 6)
+    assert not large.waiting
+    second.was_quick = True
+    assert subject.released(second, 7) == []
+    assert say(subject.submit(ask(), 8)) == "start 2 p/f"
+    assert say(subject.submit(ask(), 8)) == "send 1 p/f"
+    assert say(subject.submit(ask(), 8)) == "send 2 p/f"
+    assert len(first.ahead) == len(second.ahead) == 1
+
+
+def test_at_most_so_many_are_sent_ahead_to_one_child() -> None:
+    subject = pool(cores=1)
+    quick(subject, ask())
+    said = [say(subject.submit(ask(), 0)) for _ in range(MOST + 1)]
+    assert said == ["send 1 p/f"] * MOST + [""]
+
+
+def test_what_is_ahead_in_a_child_that_ends_waits_in_the_queue_again_in_its_order() -> None:
+    subject = pool(cores=1)
+    child = quick(subject, ask())
+    sent = [ask(at_ms=1) for _ in range(3)]
+    for request in sent:
+        subject.submit(request, 1)
+    subject.give_up(sent[1])
+    assert say([subject.kill(child, "limit")]) == "kill 1 limit"
+    assert [*subject.queue] == [sent[0], sent[2]]
+    assert say(actions := subject.reaped(child, 2)) == "spawn 2"
+    assert say(subject.forked(spawned(actions)[0], 3)) == "bind 2 p/f"
+
+
+def test_a_run_that_turns_out_slow_is_overtaken_by_those_behind_it_and_its_child_not_used_again() -> None:
+    subject = pool(cores=1)
+    child = quick(subject, ask())
+    subject.submit(ask(at_ms=1), 1)
+    assert say(subject.wake(OVERTAKEN_MS - 1)) == ""
+    assert len(child.ahead) == 1
+    assert say(subject.wake(OVERTAKEN_MS)) == "spawn 2"
+    assert not child.ahead
+    assert say(subject.released(child, OVERTAKEN_MS + 1)) == "kill 1 overtaken"
+
+
+def test_closing_refuses_also_what_is_ahead() -> None:
+    subject = pool(cores=1)
+    quick(subject, ask())
+    subject.submit(ask(), 0)
+    assert say(subject.close()) == "reject p/f, kill 1 closing"

@@ -6,6 +6,7 @@ before the clock starts. The bare loop fetches, decodes and acknowledges, and do
 
 import asyncio
 import contextlib
+import gc
 import shutil
 import statistics
 import sys
@@ -100,6 +101,8 @@ class _Site:
                 [project.id, function.id, '[{"field": "amount", "op": "gt", "value": 10}]'],
             )
         await triggers.start()
+        gc.collect()
+        gc.freeze()  # as a worker does
         return self
 
     async def __aexit__(self, *_: object) -> None: ...

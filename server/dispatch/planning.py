@@ -11,7 +11,6 @@ there is none                                         stays in hand
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
-from uuid import uuid4
 
 from server.dispatch.consumer import Message
 from server.dispatch.ledger import Pair, State
@@ -19,6 +18,7 @@ from server.dispatch.room import Room
 from server.events.envelope import Event
 from server.tiers import Tier
 from server.triggers.cache import Armed
+from server.uuids import random_uuid
 
 PAIRS: Final = 1_000
 """Written in one transaction at most."""
@@ -73,7 +73,7 @@ def choose(
 
 def _pair(each: Fired, state: State) -> Pair:
     event, trigger_id, sequence = each.event, each.armed.trigger.id, each.message.sequence
-    run_id = str(uuid4())
+    run_id = random_uuid()
     bridge = each.armed.trigger.bridge
     seen = event.type if bridge is None else bridge.event_type
     return Pair(each.id, event.project_id, trigger_id, event.id, seen, sequence, each.order_key, run_id, state)

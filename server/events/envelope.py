@@ -156,8 +156,9 @@ def parse_time(field: str, value: str) -> datetime:
 
 
 def spelled(time: datetime) -> str:
-    """RFC 3339 in UTC, with as many of the six digits as it needs: none, three or six."""
-    return time.astimezone(UTC).isoformat(timespec="auto").replace("+00:00", "Z")
+    """RFC 3339 in UTC, with six digits of a second, or none when they are all 0."""
+    utc = time if time.tzinfo is UTC else time.astimezone(UTC)
+    return utc.isoformat().removesuffix("+00:00") + "Z"
 
 
 def text_of(found: Mapping[str, Json], name: str, *, inside: str = "") -> str:

@@ -32,6 +32,7 @@ LAYERS = (
         "server.telemetry",
         "server.paging",
         "server.fields",
+        "server.uuids",
         "server.valkey",
     ),
     ("engines",),

@@ -10,27 +10,22 @@ cannot add to it. Needs no deduplication window.
 """
 
 import asyncio
-import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-import orjson
 from nats.js.errors import NotFoundError
 
 from server.cdc.changes import Outgoing
 from server.cdc.position import HEADER, Position, parse_position
-from server.events import stream
+from server.events import batches, stream
+from server.events.batches import DUPLICATE, FEW, Entry, Refused
 from server.events.bus import EventBus
 from server.log import logger
 from server.settings import Settings
 
 log = logger("cdc")
 
-MAX_BATCH: Final = 1_000
-"""As the server allows."""
-
-FEW: Final = 8
-"""Changes that are stored one after the other: 0.3 ms each, where NATS takes 4 to 14 ms to open files for a batch."""
+MAX_BATCH: Final = batches.MOST
 
 TRY_S: Final = 5.0
 PAUSE_S: Final = 0.1
@@ -41,18 +36,11 @@ LEAST_PAYLOAD_BYTES: Final = 1024 * 1024
 
 SUBJECTS: Final = f"{stream.PREFIX}cdc.>"
 
-_DUPLICATE: Final = 10201
 _FULL: Final = (10077, 10047, 10023)
 """Maximum bytes exceeded; no resources left: of the account, of the server."""
 
 _EXPECTED: Final = (10071, 10176)
 """Another change came last; a batch that lacks a message, after a reconnection."""
-
-
-class Refused(Exception):
-    def __init__(self, code: int, description: str) -> None:
-        super().__init__(f"{description} ({code})")
-        self.code = code
 
 
 class TooSmall(Exception):
@@ -103,13 +91,13 @@ class Outlet:
                 await self._wait(f"for NATS: {why!r}", PAUSE_S)
             before = len(left)
             left = await self._missing(left)
-            if refused == _DUPLICATE and len(left) == before and await self._store_each(left):
+            if refused == DUPLICATE and len(left) == before and await self._store_each(left):
                 return
 
     async def _wait_out(self, why: Refused) -> None:
         if why.code in _FULL:
             await self._wait("for room: the stream is full of events that are not run yet", FULL_PAUSE_S)
-        elif why.code not in (*_EXPECTED, _DUPLICATE):
+        elif why.code not in (*_EXPECTED, DUPLICATE):
             await self._wait(f"because NATS refuses them, which must be 2.12 or newer: {why}", FULL_PAUSE_S)
 
     async def _missing(self, window: Sequence[Outgoing]) -> Sequence[Outgoing]:
@@ -141,7 +129,7 @@ class Outlet:
             try:
                 await self._store([item])
             except Refused as why:
-                if why.code != _DUPLICATE:
+                if why.code != DUPLICATE:
                     return False
             except stream.AWAY:
                 return False
@@ -150,49 +138,29 @@ class Outlet:
     async def _store(self, window: Sequence[Outgoing]) -> None:
         """In one batch, or few of them one after the other: then the first ones may be stored without the rest.
         Refused; one of `stream.AWAY`, and then what was sent may be stored or not."""
+        client = self._bus.client
         if not self._bus.connected:
             raise ConnectionError("not connected to NATS")
-        if len(window) <= FEW:
-            for item in window:
-                await self._request(item, self._following())
+        if len(window) > FEW:
+            first, *rest = window
+            entries = [self._following(first), *map(_entry, rest)]
+            self._sequence = await batches.store(client, entries, TRY_S)
             return
-        batch = secrets.token_hex(8)
-        for number, item in enumerate(window, 1):
-            headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
-            if number == 1:
-                headers |= self._following()
-            if number < len(window):
-                headers |= _names(item)
-                await self._bus.client.publish(stream.subject_of(item.event_type), item.body, headers=headers)
-            else:
-                await self._request(item, headers | {"Nats-Batch-Commit": "1"})
+        for item in window:
+            self._sequence = await batches.store_one(client, self._following(item), TRY_S)
 
-    async def _request(self, item: Outgoing, headers: dict[str, str]) -> None:
-        answer = await self._bus.client.request(
-            stream.subject_of(item.event_type), item.body, headers=headers | _names(item), timeout=TRY_S
-        )
-        self._sequence = _acknowledged(answer.data)
-
-    def _following(self) -> dict[str, str]:
-        """Only if the last change is the one we know."""
-        return {
+    def _following(self, item: Outgoing) -> Entry:
+        """Stored only if the stream's last change is the one we know."""
+        expected = {
             "Nats-Expected-Last-Subject-Sequence": str(self._sequence),
             "Nats-Expected-Last-Subject-Sequence-Subject": SUBJECTS,
         }
+        return _entry(item, expected)
 
 
-def _names(item: Outgoing) -> dict[str, str]:
-    return {"Nats-Msg-Id": f"{item.project_id}:{item.id}", HEADER: str(item.position)}
-
-
-def _acknowledged(data: bytes) -> int:
-    """The sequence of the message, the last one of its batch. Refused."""
-    told = orjson.loads(data)
-    if "error" in told:
-        raise Refused(told["error"].get("err_code", 0), told["error"].get("description", ""))
-    if told.get("duplicate"):  # of a batch it is an error
-        raise Refused(_DUPLICATE, "the stream knows the change")
-    return int(told["seq"])
+def _entry(item: Outgoing, expected: Mapping[str, str] | None = None) -> Entry:
+    headers = {"Nats-Msg-Id": f"{item.project_id}:{item.id}", HEADER: str(item.position), **(expected or {})}
+    return Entry(stream.subject_of(item.event_type), item.body, headers)
 
 
 _NO_STREAM: Final = 10059

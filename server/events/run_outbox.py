@@ -10,7 +10,7 @@ KEEP_DAYS.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -20,6 +20,7 @@ from psycopg import AsyncConnection
 
 from server.errors import InvalidArgument, Unavailable
 from server.events import stream
+from server.events.batches import FEW
 from server.events.bus import EventBus
 from server.events.envelope import Event, decode
 from server.events.publisher import Publisher
@@ -170,8 +171,10 @@ async def relay(admin: AsyncConnection, publisher: Publisher, metrics: Metrics |
     return len(rows)
 
 
-async def _publish(publisher: Publisher, events: Iterable[tuple[int, Event]]) -> list[tuple[int, str]]:
-    """One after the other, so that none overtakes; those that NATS never takes, and why."""
+async def _publish(publisher: Publisher, events: Sequence[tuple[int, Event]]) -> list[tuple[int, str]]:
+    """As a whole or one after the other, so that none overtakes; those that NATS never takes, and why."""
+    if len(events) > FEW and await publisher.publish_whole([event for _, event in events]):
+        return []
     refused: list[tuple[int, str]] = []
     for sequence, event in events:
         try:

@@ -11,7 +11,20 @@ import uvloop
 
 from tests.bench.rows import Row, table
 
-ALL = ("sandbox", "engines", "wire", "records", "startup", "matching", "dispatch", "cron", "cdc", "commits")
+ALL = (
+    "sandbox",
+    "engines",
+    "wire",
+    "records",
+    "startup",
+    "matching",
+    "dispatch",
+    "cron",
+    "cdc",
+    "commits",
+    "outbox",
+    "workflows",
+)
 
 
 def main(names: list[str]) -> int:

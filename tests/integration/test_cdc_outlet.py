@@ -8,9 +8,10 @@ from uuid import uuid4
 import pytest
 
 from server.cdc.changes import Outgoing
-from server.cdc.outlet import FEW, Outlet
+from server.cdc.outlet import Outlet
 from server.cdc.position import Position
 from server.events import stream
+from server.events.batches import FEW
 from server.events.bus import EventBus
 from server.events.envelope import Event, encode
 from server.events.json_text import read

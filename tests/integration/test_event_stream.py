@@ -103,6 +103,18 @@ class TestPublish:
         await publisher.publish([event])
         assert await stored(events_bus) == [event]
 
+    async def test_many_are_stored_as_a_whole_or_not_at_all(self, publisher: Publisher, events_bus: EventBus) -> None:
+        events = [an_event(type=f"a.n{number}") for number in range(100)]
+        assert await publisher.publish_whole(events)
+        assert await stored(events_bus) == events
+        large = an_event(data=read(b'"' + b"x" * 1_048_000 + b'"'))
+        for stays_out in (events[50], large):
+            assert not await publisher.publish_whole([an_event(), an_event(), stays_out, an_event()])
+        await events_bus.jetstream.delete_stream(stream.NAME)
+        assert not await publisher.publish_whole([an_event(), an_event()])
+        await publisher.start()
+        assert await stored(events_bus) == []
+
     async def test_a_full_stream_refuses_and_loses_nothing(self, publisher: Publisher, events_bus: EventBus) -> None:
         data = read(b'"' + b"x" * 900_000 + b'"')
         acknowledged = 0

@@ -23,6 +23,7 @@ ALL = (
     "cdc",
     "commits",
     "outbox",
+    "storage",
     "workflows",
 )
 

@@ -39,7 +39,7 @@ _FUNCTIONS: Final = f"""
 {run_outbox.ROLES}
 SELECT (SELECT count(*) FROM (SELECT FROM roles CROSS JOIN LATERAL (
     SELECT FROM atlas_kept.outbox AS o
-    WHERE o.role = roles.role AND refused IS NULL ORDER BY sequence LIMIT %s) AS own LIMIT %s) AS first),
+    WHERE o.role = roles.role AND refused IS NULL LIMIT %s) AS own LIMIT %s) AS first),
   (SELECT extract(epoch FROM now() - min(head.written_at))::float8 FROM roles CROSS JOIN LATERAL (
     SELECT written_at FROM atlas_kept.outbox AS o
     WHERE o.role = roles.role AND refused IS NULL ORDER BY sequence LIMIT 1) AS head)

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -9,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from psycopg import AsyncConnection
 
 from server.errors import InvalidArgument, Unavailable
-from server.events import outbox
+from server.events import backlog, outbox
 from server.events.backlog import Backlog
 from server.events.envelope import Event
 from server.events.outbox import Outbox, Relay
@@ -237,8 +238,8 @@ async def test_what_waits_is_told_by_one_process_of_all(
         )
     processes = [Metrics(), Metrics()]
     backlogs = [Backlog(pool, tenants, metrics, sample_s=0.02) for metrics in processes]
-    for backlog in backlogs:
-        await backlog.start()
+    for each in backlogs:
+        await each.start()
 
     async def sums() -> dict[str, float]:
         counted = [shown(metrics, "atlas_outbox_waiting") for metrics in processes]
@@ -263,6 +264,19 @@ async def test_what_waits_is_told_by_one_process_of_all(
 
     await eventually(forgotten)
     await backlogs[1 - teller].close()
+
+
+async def test_counting_what_waits_walks_no_more_than_is_counted(admin: AsyncConnection) -> None:
+    """Also where the server has no statistics of the table."""
+    await admin.execute(
+        "INSERT INTO atlas_kept.outbox (role, event)"
+        " SELECT 'r' || i % 5, repeat('x', 500) FROM generate_series(1, 5000) AS i"
+    )
+    cursor = await admin.execute(f"EXPLAIN (ANALYZE, TIMING OFF) {backlog._FUNCTIONS}".encode(), [100, 250])
+    plan = "\n".join(line for (line,) in await cursor.fetchall())
+    await admin.execute("DELETE FROM atlas_kept.outbox")
+    assert "Sort" not in plan, plan
+    assert max(float(rows) for rows in re.findall(r"actual rows=([\d.]+)", plan)) <= 1_000, plan
 
 
 def shown(metrics: Metrics, family: str) -> dict[str, float]:

@@ -6,7 +6,7 @@ NATS opens files for each batch, which takes 4 to 14 ms; a message alone takes 0
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import orjson
 from nats.aio.client import Client
@@ -22,7 +22,7 @@ DUPLICATE: Final = 10201
 
 
 class Refused(Exception):
-    """By the stream, with its error code; nothing is stored."""
+    """By the stream, with its error code."""
 
     def __init__(self, code: int, description: str) -> None:
         super().__init__(f"{description} ({code})")
@@ -37,24 +37,33 @@ class Entry:
 
 
 async def store(client: Client, entries: Sequence[Entry], timeout_s: float) -> int:
-    """In one batch; the sequence of the last. Refused; one of `stream.AWAY`, and then all may be stored, or nothing."""
+    """In one batch; the sequence of the last. Refused, also by a server that knows no batches and may have stored
+    some; one of `stream.AWAY`, and then all may be stored, or nothing."""
     batch = secrets.token_hex(8)
-    for number, entry in enumerate(entries, 1):
-        headers = {**entry.headers, "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
-        if number == len(entries):
-            return await store_one(
-                client, Entry(entry.subject, entry.body, headers | {"Nats-Batch-Commit": "1"}), timeout_s
-            )
-        await client.publish(entry.subject, entry.body, headers=headers)
-    raise ValueError("a batch is never empty")
+    *rest, last = (
+        Entry(entry.subject, entry.body, {**entry.headers, "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)})
+        for number, entry in enumerate(entries, 1)
+    )
+    for entry in rest:
+        await client.publish(entry.subject, entry.body, headers={**entry.headers})
+    committing = Entry(last.subject, last.body, {**last.headers, "Nats-Batch-Commit": "1"})
+    told = await _answer(client, committing, timeout_s)
+    if told.get("count") != len(entries):
+        raise Refused(0, "the server stored no batch; it must be NATS 2.12 or newer")
+    return int(told["seq"])
 
 
 async def store_one(client: Client, entry: Entry, timeout_s: float) -> int:
     """Its sequence. Refused, also as a duplicate; one of `stream.AWAY`, and then it may be stored or not."""
-    answer = await client.request(entry.subject, entry.body, headers={**entry.headers}, timeout=timeout_s)
-    told = orjson.loads(answer.data)
-    if "error" in told:
-        raise Refused(told["error"].get("err_code", 0), told["error"].get("description", ""))
+    told = await _answer(client, entry, timeout_s)
     if told.get("duplicate"):  # of a batch it is an error
         raise Refused(DUPLICATE, "the stream knows it already")
     return int(told["seq"])
+
+
+async def _answer(client: Client, entry: Entry, timeout_s: float) -> dict[str, Any]:
+    answer = await client.request(entry.subject, entry.body, headers={**entry.headers}, timeout=timeout_s)
+    told: dict[str, Any] = orjson.loads(answer.data)
+    if "error" in told:
+        raise Refused(told["error"].get("err_code", 0), told["error"].get("description", ""))
+    return told

@@ -8,10 +8,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy, StreamConfig
 
 from server.errors import InvalidArgument, Unavailable
-from server.events import stream
+from server.events import batches, stream
+from server.events.batches import Entry, Refused
 from server.events.bus import EventBus
 from server.events.envelope import Event
 from server.events.json_text import read
@@ -114,6 +116,20 @@ class TestPublish:
         assert not await publisher.publish_whole([an_event(), an_event()])
         await publisher.start()
         assert await stored(events_bus) == []
+
+    async def test_a_server_that_knows_no_batches_stored_none(self, events_bus: EventBus) -> None:
+        """It takes each for a message of its own, and says of the last that it is stored."""
+
+        async def acknowledge(message: Msg) -> None:
+            if message.reply:
+                await message.respond(b'{"stream": "S", "seq": 3}')
+
+        client = events_bus.client
+        await client.subscribe("elsewhere", cb=acknowledge)
+        entries = [Entry("elsewhere", b"1", {"Nats-Msg-Id": str(number)}) for number in range(3)]
+        with pytest.raises(Refused, match=r"2\.12"):
+            await batches.store(client, entries, 5)
+        assert await batches.store_one(client, entries[0], 5) == 3
 
     async def test_a_full_stream_refuses_and_loses_nothing(self, publisher: Publisher, events_bus: EventBus) -> None:
         data = read(b'"' + b"x" * 900_000 + b'"')

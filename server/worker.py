@@ -16,6 +16,7 @@ from server.dispatch.backfills import kept_from, note_removed
 from server.dispatch.cron import Cron
 from server.dispatch.dispatcher import Dispatcher
 from server.events import outbox, run_outbox, stream
+from server.events.backlog import Backlog
 from server.events.publisher import Publisher
 from server.invocations.async_worker import AsyncWorker
 from server.invocations.asynchronous import AsyncRuns
@@ -130,7 +131,8 @@ async def _trim(started: Parts) -> None:
 
 async def _start_relaying(started: Parts, stack: AsyncExitStack) -> None:
     """Events that functions published within transactions: out of the outbox, into the stream."""
-    relay = run_outbox.Relay(started.tenants, started.bus, Publisher(started.bus, started.settings))
+    publisher = Publisher(started.bus, started.settings)
+    relay = run_outbox.Relay(started.tenants, started.bus, publisher, metrics=started.metrics)
     stack.push_async_callback(relay.close)
     await relay.start()
 
@@ -175,9 +177,11 @@ async def _start_publishing(started: Parts, stack: AsyncExitStack) -> None:
     """Events that were committed with what they tell of. Before `listen`: they are announced."""
     publisher = Publisher(started.bus, started.settings)
     await publisher.start()
-    relay = outbox.Relay(started.pool, started.changes, publisher)
-    stack.push_async_callback(relay.close)
-    await relay.start()
+    relay = outbox.Relay(started.pool, started.changes, publisher, metrics=started.metrics)
+    backlog = Backlog(started.pool, started.tenants, started.metrics)
+    for part in (relay, backlog):
+        stack.push_async_callback(part.close)
+        await part.start()
 
 
 async def _say_ready(settings: Settings, stack: AsyncExitStack) -> None:

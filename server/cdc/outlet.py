@@ -1,32 +1,31 @@
 """Changes into the stream of events, each once and in their order, whatever ends in between.
 
-    window ─▶ atomic batch, expected to follow the last change ─▶ stored ─▶ next window
+    window ─▶ atomic batch, or one by one, expected to follow the last change ─▶ stored ─▶ next window
                   │ away, refused, or no answer
                   ╰──▶ read the last change of the stream ─▶ leave out what it has ─▶ the rest again
 
-All of a batch is stored or nothing, so that no failure leaves a hole; and only if the stream's last change is the one
-we know, so that a relay that slept through its successor's work cannot add to it. Needs no deduplication window.
+All of a batch is stored or nothing, of a few changes those before the first that is not, so that no failure leaves a
+hole; and only if the stream's last change is the one we know, so that a relay that slept through its successor's work
+cannot add to it. Needs no deduplication window.
 """
 
 import asyncio
-import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-import orjson
 from nats.js.errors import NotFoundError
 
 from server.cdc.changes import Outgoing
 from server.cdc.position import HEADER, Position, parse_position
-from server.events import stream
+from server.events import batches, stream
+from server.events.batches import DUPLICATE, FEW, Entry, Refused
 from server.events.bus import EventBus
 from server.log import logger
 from server.settings import Settings
 
 log = logger("cdc")
 
-MAX_BATCH: Final = 1_000
-"""As the server allows."""
+MAX_BATCH: Final = batches.MOST
 
 TRY_S: Final = 5.0
 PAUSE_S: Final = 0.1
@@ -37,18 +36,11 @@ LEAST_PAYLOAD_BYTES: Final = 1024 * 1024
 
 SUBJECTS: Final = f"{stream.PREFIX}cdc.>"
 
-_DUPLICATE: Final = 10201
 _FULL: Final = (10077, 10047, 10023)
 """Maximum bytes exceeded; no resources left: of the account, of the server."""
 
 _EXPECTED: Final = (10071, 10176)
 """Another change came last; a batch that lacks a message, after a reconnection."""
-
-
-class Refused(Exception):
-    def __init__(self, code: int, description: str) -> None:
-        super().__init__(f"{description} ({code})")
-        self.code = code
 
 
 class TooSmall(Exception):
@@ -99,13 +91,13 @@ class Outlet:
                 await self._wait(f"for NATS: {why!r}", PAUSE_S)
             before = len(left)
             left = await self._missing(left)
-            if refused == _DUPLICATE and len(left) == before and await self._store_each(left):
+            if refused == DUPLICATE and len(left) == before and await self._store_each(left):
                 return
 
     async def _wait_out(self, why: Refused) -> None:
         if why.code in _FULL:
             await self._wait("for room: the stream is full of events that are not run yet", FULL_PAUSE_S)
-        elif why.code not in (*_EXPECTED, _DUPLICATE):
+        elif why.code not in (*_EXPECTED, DUPLICATE):
             await self._wait(f"because NATS refuses them, which must be 2.12 or newer: {why}", FULL_PAUSE_S)
 
     async def _missing(self, window: Sequence[Outgoing]) -> Sequence[Outgoing]:
@@ -137,42 +129,38 @@ class Outlet:
             try:
                 await self._store([item])
             except Refused as why:
-                if why.code != _DUPLICATE:
+                if why.code != DUPLICATE:
                     return False
             except stream.AWAY:
                 return False
         return True
 
     async def _store(self, window: Sequence[Outgoing]) -> None:
-        """In one batch. Refused; one of `stream.AWAY`, and then it may be stored or not."""
-        client, batch = self._bus.client, secrets.token_hex(8)
+        """In one batch, or few of them one after the other: then the first ones may be stored without the rest.
+        Refused; one of `stream.AWAY`, and then what was sent may be stored or not."""
+        client = self._bus.client
         if not self._bus.connected:
             raise ConnectionError("not connected to NATS")
-        for number, item in enumerate(window, 1):
-            subject = stream.subject_of(item.event_type)
-            headers = {
-                "Nats-Batch-Id": batch,
-                "Nats-Batch-Sequence": str(number),
-                "Nats-Msg-Id": f"{item.project_id}:{item.id}",
-                HEADER: str(item.position),
-            }
-            if number == 1:
-                headers["Nats-Expected-Last-Subject-Sequence"] = str(self._sequence)
-                headers["Nats-Expected-Last-Subject-Sequence-Subject"] = SUBJECTS
-            if number < len(window):
-                await client.publish(subject, item.body, headers=headers)
-                continue
-            headers["Nats-Batch-Commit"] = "1"
-            answer = await client.request(subject, item.body, headers=headers, timeout=TRY_S)
-            self._sequence = _acknowledged(answer.data)
+        if len(window) > FEW:
+            first, *rest = window
+            entries = [self._following(first), *map(_entry, rest)]
+            self._sequence = await batches.store(client, entries, TRY_S)
+            return
+        for item in window:
+            self._sequence = await batches.store_one(client, self._following(item), TRY_S)
+
+    def _following(self, item: Outgoing) -> Entry:
+        """Stored only if the stream's last change is the one we know."""
+        expected = {
+            "Nats-Expected-Last-Subject-Sequence": str(self._sequence),
+            "Nats-Expected-Last-Subject-Sequence-Subject": SUBJECTS,
+        }
+        return _entry(item, expected)
 
 
-def _acknowledged(data: bytes) -> int:
-    """The sequence of the last message of the batch. Refused."""
-    told = orjson.loads(data)
-    if "error" in told:
-        raise Refused(told["error"].get("err_code", 0), told["error"].get("description", ""))
-    return int(told["seq"])
+def _entry(item: Outgoing, expected: Mapping[str, str] | None = None) -> Entry:
+    headers = {"Nats-Msg-Id": f"{item.project_id}:{item.id}", HEADER: str(item.position), **(expected or {})}
+    return Entry(stream.subject_of(item.event_type), item.body, headers)
 
 
 _NO_STREAM: Final = 10059

@@ -56,7 +56,7 @@ async def publish(client: Client, stream: str, messages: Sequence[Message], time
     try:
         async with asyncio.timeout(timeout_s), _inbox(client, hear) as inbox:
             for number, message in enumerate(messages):
-                await client.publish(message.subject, message.body, f"{inbox}.{number}", _headers(stream, message))
+                await client.publish(message.subject, message.body, f"{inbox}.{number}", headers(stream, message))
             await all_there.wait()
     except (NatsError, OSError) as why:
         failed = why
@@ -65,9 +65,7 @@ async def publish(client: Client, stream: str, messages: Sequence[Message], time
 
 async def _request(client: Client, stream: str, message: Message, timeout_s: float) -> Answer:
     try:
-        return _answer(
-            await client.request(message.subject, message.body, timeout_s, headers=_headers(stream, message))
-        )
+        return _answer(await client.request(message.subject, message.body, timeout_s, headers=headers(stream, message)))
     except NoRespondersError:
         return NoStreamResponseError()
     except (NatsError, OSError) as why:
@@ -86,7 +84,8 @@ async def _inbox(client: Client, hear: Callable[[Msg], Awaitable[None]]) -> Asyn
             await heard.unsubscribe()
 
 
-def _headers(stream: str, message: Message) -> dict[str, str]:
+def headers(stream: str, message: Message) -> dict[str, str]:
+    """Of a message to that stream and no other, once."""
     return {"Nats-Msg-Id": message.id, "Nats-Expected-Stream": stream}
 
 

@@ -22,8 +22,12 @@ from server.log import logger
 from server.postgres.changes import Changes
 from server.postgres.control import Connection, Pool, transaction
 from server.tasks import end_task
+from server.telemetry.metrics import Metrics
 
 log = logger("outbox")
+
+NAME: Final = "storage"
+"""What metrics call it."""
 
 TOPIC: Final = "outbox"
 BATCH: Final = 100
@@ -105,10 +109,19 @@ class Outbox:
 class Relay:
     """Publishes what was added; any number of processes have one."""
 
-    def __init__(self, pool: Pool, changes: Changes, publisher: Publishes, *, poll_s: float = POLL_S) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        changes: Changes,
+        publisher: Publishes,
+        *,
+        metrics: Metrics | None = None,
+        poll_s: float = POLL_S,
+    ) -> None:
         """Subscribes to `changes`: make it before they start."""
         self._pool = pool
         self._publisher = publisher
+        self._metrics = metrics or Metrics()
         self._poll_s = poll_s
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -141,8 +154,10 @@ class Relay:
                 if await self.relay():
                     continue
             except AtlasError as why:
+                self._metrics.outbox_failures(NAME).add()
                 log.warning("outbox.away", f"Committed events wait to be published: {why}")
             except Exception:
+                self._metrics.outbox_failures(NAME).add()
                 log.exception("outbox.fault", "Committed events wait to be published")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_s):
@@ -154,6 +169,7 @@ class Relay:
             while published := await self._relay_batch(project_id):
                 count += published
         except AtlasError as why:
+            self._metrics.outbox_failures(NAME).add()
             log.warning("outbox.waits", f"Committed events of a project wait: {why}", project_id=project_id)
         return count
 
@@ -167,6 +183,7 @@ class Relay:
             cursor = await conn.execute("SELECT envelope FROM event_outbox WHERE id = ANY(%s) ORDER BY id", [ids])
             await self._publisher.publish([decode(bytes(envelope)) for (envelope,) in await cursor.fetchall()])
             await conn.execute("DELETE FROM event_outbox WHERE id = ANY(%s)", [ids])
+        self._metrics.outbox_events(NAME, "published").add(len(ids))
         return len(ids)
 
 

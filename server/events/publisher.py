@@ -11,8 +11,9 @@ from typing import Final
 from nats.js.errors import APIError, NoStreamResponseError
 
 from server.errors import InvalidArgument, Unavailable
-from server.events import acks, stream
+from server.events import acks, batches, stream
 from server.events.acks import Ack, Message
+from server.events.batches import Entry, Refused
 from server.events.bus import EventBus
 from server.events.envelope import MAX_EVENT_BYTES, Event, encode
 from server.log import logger
@@ -78,6 +79,22 @@ class Publisher:
         finally:
             self._waiting_bytes -= size
         return [Published(event.id, ack.sequence, ack.duplicate) for event, ack in zip(events, answers, strict=True)]
+
+    async def publish_whole(self, events: Sequence[Event]) -> bool:
+        """Store all of them, one right after the other, at one try. False: they are not, or nobody knows, or one of
+        them is there already or too large; one by one they can be stored nevertheless."""
+        try:
+            messages = [self._message(event) for event in events]
+        except InvalidArgument:
+            return False
+        if not self._bus.connected:
+            return False
+        entries = [Entry(each.subject, each.body, acks.headers(stream.NAME, each)) for each in messages]
+        try:
+            await batches.store(self._bus.client, entries, self._try_s)
+        except (Refused, *stream.AWAY):
+            return False
+        return True
 
     def require_size(self, event: Event) -> None:
         """InvalidArgument when it is too large for the server."""

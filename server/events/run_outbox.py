@@ -10,7 +10,7 @@ KEEP_DAYS.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -20,6 +20,7 @@ from psycopg import AsyncConnection
 
 from server.errors import InvalidArgument, Unavailable
 from server.events import stream
+from server.events.batches import FEW
 from server.events.bus import EventBus
 from server.events.envelope import Event, decode
 from server.events.publisher import Publisher
@@ -27,8 +28,12 @@ from server.log import logger
 from server.postgres import effects
 from server.postgres.tenants import Tenants, schema_of
 from server.tasks import end_task
+from server.telemetry.metrics import Metrics
 
 log = logger("events")
+
+NAME: Final = "functions"
+"""What metrics call it."""
 
 WAKE: Final = "atlas.run_outbox"
 """NATS subject, outside of any stream."""
@@ -48,7 +53,7 @@ KEEP_DAYS: Final = 30.0
 
 SWEEP_S: Final = 3600.0
 
-_WAITING: Final = """
+ROLES: Final = """
 WITH RECURSIVE roles AS (
   (SELECT role FROM atlas_kept.outbox WHERE refused IS NULL ORDER BY role LIMIT 1)
   UNION ALL
@@ -57,6 +62,11 @@ WITH RECURSIVE roles AS (
     WHERE o.role > roles.role AND o.refused IS NULL ORDER BY o.role LIMIT 1
   ) FROM roles WHERE role IS NOT NULL
 )
+"""
+"""Of projects whose events wait; the last is null."""
+
+_WAITING: Final = f"""
+{ROLES}
 SELECT sequence, role, event FROM (
   SELECT *, sum(octet_length(event)) OVER (ORDER BY place, sequence) - octet_length(event) AS before
   FROM (
@@ -81,10 +91,19 @@ async def wake(bus: EventBus) -> None:
 class Relay:
     """Of one worker."""
 
-    def __init__(self, tenants: Tenants, bus: EventBus, publisher: Publisher, *, poll_s: float = POLL_S) -> None:
+    def __init__(
+        self,
+        tenants: Tenants,
+        bus: EventBus,
+        publisher: Publisher,
+        *,
+        metrics: Metrics | None = None,
+        poll_s: float = POLL_S,
+    ) -> None:
         self._tenants = tenants
         self._bus = bus
         self._publisher = publisher
+        self._metrics = metrics or Metrics()
         self._poll_s = poll_s
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -109,13 +128,14 @@ class Relay:
                 log.warning("run_outbox.waiting", f"Events of runs cannot be published now: {why}")
             except Exception:
                 log.exception("run_outbox.failed", "Relaying events of runs failed; it is tried again")
+            self._metrics.outbox_failures(NAME).add()
             await asyncio.sleep(PAUSE_S)
 
     async def _serve(self, admin: AsyncConnection) -> None:
         swept_s = asyncio.get_running_loop().time()
         while True:
             self._woken.clear()
-            while await relay(admin, self._publisher):
+            while await relay(admin, self._publisher, self._metrics):
                 pass
             if asyncio.get_running_loop().time() - swept_s > SWEEP_S:
                 swept_s = asyncio.get_running_loop().time()
@@ -124,7 +144,7 @@ class Relay:
                 await asyncio.wait_for(self._woken.wait(), self._poll_s)
 
 
-async def relay(admin: AsyncConnection, publisher: Publisher) -> int:
+async def relay(admin: AsyncConnection, publisher: Publisher, metrics: Metrics | None = None) -> int:
     """Publish and remove what waits, or the first part of it; how many. 0 also while another worker does it.
 
     psycopg.Error, and Unavailable while NATS is away: then all of it waits on.
@@ -145,11 +165,16 @@ async def relay(admin: AsyncConnection, publisher: Publisher) -> int:
         for more in await asyncio.gather(*(_publish(publisher, events) for events in by_role.values())):
             refused += more
         await _remove(admin, [row[0] for row in rows], refused)
+    if metrics is not None:
+        metrics.outbox_events(NAME, "published").add(len(rows) - len(refused))
+        metrics.outbox_events(NAME, "refused").add(len(refused))
     return len(rows)
 
 
-async def _publish(publisher: Publisher, events: Iterable[tuple[int, Event]]) -> list[tuple[int, str]]:
-    """One after the other, so that none overtakes; those that NATS never takes, and why."""
+async def _publish(publisher: Publisher, events: Sequence[tuple[int, Event]]) -> list[tuple[int, str]]:
+    """As a whole or one after the other, so that none overtakes; those that NATS never takes, and why."""
+    if len(events) > FEW and await publisher.publish_whole([event for _, event in events]):
+        return []
     refused: list[tuple[int, str]] = []
     for sequence, event in events:
         try:

@@ -56,9 +56,11 @@ BEGIN
     sequence bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     role name NOT NULL,
     event text NOT NULL,
-    refused text, refused_at timestamptz
+    refused text, refused_at timestamptz,
+    written_at timestamptz NOT NULL DEFAULT now()
   );
   ALTER TABLE atlas_kept.outbox ADD COLUMN IF NOT EXISTS refused_at timestamptz; -- since version 2
+  ALTER TABLE atlas_kept.outbox ADD COLUMN IF NOT EXISTS written_at timestamptz NOT NULL DEFAULT now(); -- version 3
   UPDATE atlas_kept.outbox SET refused_at = now() WHERE refused IS NOT NULL AND refused_at IS NULL;
   DROP INDEX IF EXISTS atlas_kept.outbox_in_order; -- of version 1
   CREATE INDEX IF NOT EXISTS outbox_waiting ON atlas_kept.outbox (role, sequence) WHERE refused IS NULL;

@@ -90,6 +90,24 @@ DELIVERIES_RUNNING: Final = Family("atlas_deliveries_running", "gauge", (), "Del
 DELIVERIES_QUEUED: Final = Family(
     "atlas_deliveries_queued", "gauge", (), "Deliveries that are queued: to run at once, in their order, or later"
 )
+OUTBOX_WAITING: Final = Family(
+    "atlas_outbox_waiting",
+    "gauge",
+    ("outbox",),
+    "Committed events that wait to be published, of functions and of storage, counted up to 100,000",
+)
+OUTBOX_OLDEST_S: Final = Family(
+    "atlas_outbox_oldest_seconds", "gauge", ("outbox",), "How long the oldest of them has waited"
+)
+OUTBOX_EVENTS: Final = Family(
+    "atlas_outbox_events_total",
+    "counter",
+    ("outbox", "result"),
+    "Committed events that were published, or refused: set aside because the stream never takes them",
+)
+OUTBOX_FAILURES: Final = Family(
+    "atlas_outbox_failures_total", "counter", ("outbox",), "Tries to publish committed events that failed: they wait on"
+)
 EVENT_LOOPS: Final = Family(
     "atlas_event_loops_total",
     "counter",
@@ -144,6 +162,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
         *(INVOCATIONS, INVOCATION_S, QUEUE_S, BOOT_S, CHILDREN, CRASHES),
         *(HOST_CALLS, HOST_CALL_S, RPCS, RPC_S, RECORDS_DROPPED),
         *(EVENTS, DELIVERIES, DELIVERY_LAG_S, DELIVERIES_RUNNING, DELIVERIES_QUEUED, EVENT_LOOPS),
+        *(OUTBOX_WAITING, OUTBOX_OLDEST_S, OUTBOX_EVENTS, OUTBOX_FAILURES),
         *(CRON_TICKS, CRON_LATENESS_S),
         *(WORKFLOW_RUNS, WORKFLOW_STEPS, WORKFLOW_STEP_S, WORKFLOW_RUNNING),
         *(CDC_CHANGES, CDC_GAPS, CDC_SLOT, CDC_LAG_BYTES, CDC_WAL_HELD_BYTES),
@@ -232,6 +251,10 @@ class Metrics:
         self.deliveries_running = Series(found, DELIVERIES_RUNNING, Number)
         self.deliveries_queued = Series(found, DELIVERIES_QUEUED, Number)
         self.event_loops = Series(found, EVENT_LOOPS, Number)
+        self.outbox_waiting = Series(found, OUTBOX_WAITING, Number)
+        self.outbox_oldest_s = Series(found, OUTBOX_OLDEST_S, Number)
+        self.outbox_events = Series(found, OUTBOX_EVENTS, Number)
+        self.outbox_failures = Series(found, OUTBOX_FAILURES, Number)
         self.cron_ticks = Series(found, CRON_TICKS, Number)
         self.cron_lateness_s = Series(found, CRON_LATENESS_S, Histogram)
         self.workflow_runs = Series(found, WORKFLOW_RUNS, Number)

@@ -36,8 +36,9 @@ CONCURRENCY: Final = 128
 FETCH_S: Final = 1.0
 """After which a request is made anew; one made just before NATS went away is never answered."""
 
-MORE_S: Final = 0.005
-"""How long to wait for more tickets after the first."""
+MORE_S: Final = 0.001
+"""How long to wait for more tickets after the first: each step waits so long when there are none. What comes later is
+there at the next request."""
 
 SWEEP_S: Final = 0.5
 BACKOFF_S: Final = (0.1, 0.5, 1.0, 2.0)

@@ -11,7 +11,21 @@ import uvloop
 
 from tests.bench.rows import Row, table
 
-ALL = ("sandbox", "engines", "wire", "records", "startup", "matching", "dispatch", "cron", "cdc")
+ALL = (
+    "sandbox",
+    "engines",
+    "wire",
+    "records",
+    "startup",
+    "matching",
+    "dispatch",
+    "cron",
+    "cdc",
+    "commits",
+    "outbox",
+    "storage",
+    "workflows",
+)
 
 
 def main(names: list[str]) -> int:

@@ -83,7 +83,7 @@ async def measure() -> list[Row]:
 
 
 async def commit_to_event_ms(site: Site, person: AsyncConnection) -> float:
-    """From the moment the client knows that it committed; a subscriber hears of what is stored."""
+    """From the moment the client knows that it committed; a subscriber hears of what is being stored."""
     loop = asyncio.get_running_loop()
     heard: asyncio.Future[float] = loop.create_future()
 

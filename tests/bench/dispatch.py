@@ -6,14 +6,9 @@ before the clock starts. The bare loop fetches, decodes and acknowledges, and do
 
 import asyncio
 import contextlib
-import gc
-import shutil
 import statistics
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 from uuid import uuid4
@@ -21,39 +16,29 @@ from uuid import uuid4
 import orjson
 from nats.js.errors import NotFoundError
 
-from server import parts
 from server.dispatch import consumer
-from server.dispatch.dispatcher import Dispatcher
-from server.dispatch.runs import Invokes
 from server.events import stream
 from server.events.envelope import Event, encode
 from server.events.json_text import read
-from server.functions.deploy import Deployer
-from server.invocations.invoke import Call, Finished
 from server.parts import Parts
 from server.postgres.control import transaction
-from server.settings import Settings
-from server.stack import bootstrap
-from server.stack.credentials import credentials
-from server.stack.launch import start_servers
-from server.stack.nats import free_port
-from server.stack.places import places
-from server.stack.supervisor import Supervisor
-from server.triggers.cache import TriggerCache
+from tests.bench import worker
 from tests.bench.rows import Row
-from tests.bench.stack import new_folder
+from tests.bench.worker import Worker
 from tests.fix_runs import eventually
 
 TITLE: Final = "Events, in one worker process"
 EVENTS: Final = 12_000
 UNMATCHED: Final = 20_000
 LATE: Final = 300
-SOURCE: Final = "export default (event) => event.data.amount"
 
 
 async def measure() -> list[Row]:
     """About 30 s."""
-    async with _started() as started, _Site(started) as site:
+    async with worker.running() as made:
+        site = _Site(made, made.started)
+        await made.bind("order.paid", await made.deploy("bench"), '[{"field": "amount", "op": "gt", "value": 10}]')
+        await made.triggers.start()
         bare = await site.bare(UNMATCHED)
         unmatched = await site.through("nobody.asked", UNMATCHED)
         per_s = await site.through("order.paid", EVENTS)
@@ -65,66 +50,17 @@ async def measure() -> list[Row]:
     ]
 
 
-class _Timed:
-    """An Invoker that notes when it is asked."""
-
-    def __init__(self, invoker: Invokes) -> None:
-        self._invoker = invoker
-        self.began_s: asyncio.Queue[float] = asyncio.Queue()
-
-    async def invoke(self, call: Call) -> Finished:
-        self.began_s.put_nowait(time.monotonic())
-        return await self._invoker.invoke(call)
-
-
 @dataclass
 class _Site:
+    worker: Worker
     started: Parts
-
-    async def __aenter__(self) -> "_Site":
-        started = self.started
-        await stream.ensure(started.bus, started.settings)
-        triggers = TriggerCache(started.pool, started.changes)
-        self.invoker = _Timed(started.invoker(started.recorder))
-        self.triggers = triggers
-        project = (await started.projects.list(1)).items[0]
-        self.project_id = project.id
-        deployer = Deployer(started.lifecycle, started.artifacts, runtimes=started.runtimes, settings=started.settings)
-        await started.listen()
-        function = await deployer.deploy(
-            project.id, project.tier, name="bench", slug="bench", runtime="quickjs", source=SOURCE
-        )
-        async with transaction(started.pool) as conn:
-            await conn.execute(
-                "INSERT INTO triggers (project_id, event_type, target_type, function_id, conditions)"
-                " VALUES (%s, 'order.paid', 'function', %s, %s)",
-                [project.id, function.id, '[{"field": "amount", "op": "gt", "value": 10}]'],
-            )
-        await triggers.start()
-        gc.collect()
-        gc.freeze()  # as a worker does
-        return self
-
-    async def __aexit__(self, *_: object) -> None: ...
-
-    def make(self) -> Dispatcher:
-        started = self.started
-        return Dispatcher(
-            bus=started.bus,
-            settings=started.settings,
-            pool=started.pool,
-            changes=started.changes,
-            triggers=self.triggers,
-            invoker=self.invoker,
-            metrics=started.metrics,
-        )
 
     def event(self, event_type: str, number: int) -> Event:
         data = {"id": number, "amount": 120.5, "status": "paid", "note": "x" * 60}
         return Event(
             id=str(uuid4()),
             type=event_type,
-            project_id=self.project_id,
+            project_id=self.worker.project.id,
             time=datetime.now(UTC),
             source="bench",
             data=read(orjson.dumps(data)),
@@ -171,7 +107,7 @@ class _Site:
         """Events per second of a dispatcher, from its start to the last outcome or acknowledgement."""
         await self.empty()
         await self.publish(event_type, count)
-        dispatcher = self.make()
+        dispatcher = self.worker.dispatcher()
         began_s = time.monotonic()
         await dispatcher.start()
         await self.done(count if event_type == "order.paid" else 0)
@@ -197,45 +133,17 @@ class _Site:
     async def lag_ms(self, count: int) -> float:
         """From publishing to the function's start, one event at a time on an idle worker."""
         await self.empty()
-        dispatcher = self.make()
+        dispatcher = self.worker.dispatcher()
         await dispatcher.start()
         lags: list[float] = []
-        self.invoker.began_s = asyncio.Queue()
+        asked_s: asyncio.Queue[float] = asyncio.Queue()
+        self.worker.invoker.asked_s = asked_s
         for number in range(count):
             event = self.event("order.paid", number)
             body = encode(event)
             began_s = time.monotonic()
             await self.started.bus.client.publish(stream.subject_of(event.type), body)
-            lags.append(await self.invoker.began_s.get() - began_s)
+            lags.append(await asked_s.get() - began_s)
             await asyncio.sleep(0.005)
         await dispatcher.close()
         return statistics.median(lags) * 1000
-
-
-@contextlib.asynccontextmanager
-async def _started() -> AsyncIterator[Parts]:
-    """All parts of a worker, on servers of their own."""
-    folder = new_folder()
-    settings = Settings(
-        port=free_port(), state_dir=folder / "state", run_dir=folder / "run", functions_dir=folder / "functions"
-    )
-    home = places(settings)
-    home.make()
-    supervisor = Supervisor(home.mark, lambda said: print(said, file=sys.stderr))
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            secrets = credentials(home.state, settings)
-            settings = replace(settings, admin_key=secrets.admin_key, master_key=secrets.master_key)
-            settings = await start_servers(settings, home, secrets, supervisor)
-            await bootstrap.prepare(
-                control_url=settings.database_url,
-                tenants_url=settings.tenant_database_url,
-                credentials=secrets,
-                kept={},
-                url="http://localhost",
-            )
-        async with AsyncExitStack() as stack:
-            yield await parts.start(settings, stack, "worker")
-    finally:
-        await supervisor.stop()
-        shutil.rmtree(folder)

@@ -33,6 +33,8 @@ class Site:
     front: tuple[str, int]
     api_pid: int
     key: str
+    service_key: str
+    control_url: str
 
 
 @contextlib.asynccontextmanager
@@ -94,7 +96,9 @@ async def start(settings: Settings, home: Places, supervisor: Supervisor, cpu: i
     await supervisor.start(door)
     await wait_healthy(settings)
     await deploy(env)
-    return Site(str(socket), (settings.host, settings.port), api_pid(home), env.ANON_KEY)
+    return Site(
+        str(socket), (settings.host, settings.port), api_pid(home), env.ANON_KEY, env.SERVICE_KEY, settings.database_url
+    )
 
 
 async def deploy(env: bootstrap.Env) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy, StreamConfig
 
 from server.errors import InvalidArgument, Unavailable
-from server.events import stream
+from server.events import batches, stream
+from server.events.batches import Entry, Refused
 from server.events.bus import EventBus
 from server.events.envelope import Event
 from server.events.json_text import read
@@ -102,6 +104,32 @@ class TestPublish:
         event = an_event(id="x" * 128, source="ä" * 255, subject="ä" * 255, data=read(b'"' + b"x" * 999_998 + b'"'))
         await publisher.publish([event])
         assert await stored(events_bus) == [event]
+
+    async def test_many_are_stored_as_a_whole_or_not_at_all(self, publisher: Publisher, events_bus: EventBus) -> None:
+        events = [an_event(type=f"a.n{number}") for number in range(100)]
+        assert await publisher.publish_whole(events)
+        assert await stored(events_bus) == events
+        large = an_event(data=read(b'"' + b"x" * 1_048_000 + b'"'))
+        for stays_out in (events[50], large):
+            assert not await publisher.publish_whole([an_event(), an_event(), stays_out, an_event()])
+        await events_bus.jetstream.delete_stream(stream.NAME)
+        assert not await publisher.publish_whole([an_event(), an_event()])
+        await publisher.start()
+        assert await stored(events_bus) == []
+
+    async def test_a_server_that_knows_no_batches_stored_none(self, events_bus: EventBus) -> None:
+        """It takes each for a message of its own, and says of the last that it is stored."""
+
+        async def acknowledge(message: Msg) -> None:
+            if message.reply:
+                await message.respond(b'{"stream": "S", "seq": 3}')
+
+        client = events_bus.client
+        await client.subscribe("elsewhere", cb=acknowledge)
+        entries = [Entry("elsewhere", b"1", {"Nats-Msg-Id": str(number)}) for number in range(3)]
+        with pytest.raises(Refused, match=r"2\.12"):
+            await batches.store(client, entries, 5)
+        assert await batches.store_one(client, entries[0], 5) == 3
 
     async def test_a_full_stream_refuses_and_loses_nothing(self, publisher: Publisher, events_bus: EventBus) -> None:
         data = read(b'"' + b"x" * 900_000 + b'"')

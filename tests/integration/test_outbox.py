@@ -2,17 +2,24 @@
 
 import asyncio
 import random
+import re
 from collections.abc import Sequence
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from psycopg import AsyncConnection
 
 from server.errors import InvalidArgument, Unavailable
-from server.events import outbox
+from server.events import backlog, outbox
+from server.events.backlog import Backlog
 from server.events.envelope import Event
 from server.events.outbox import Outbox, Relay
 from server.events.publisher import Published
 from server.postgres.changes import Changes
 from server.postgres.control import Pool, transaction
+from server.postgres.tenants import Tenants
+from server.telemetry.exposition import exposition
+from server.telemetry.metrics import Metrics
 from tests.fix_functions import add_project
 from tests.fix_outbox import Told, add, an_event, left
 from tests.fix_runs import eventually
@@ -199,3 +206,81 @@ async def test_an_announcement_wakes_the_relay(pool: Pool, changes: Changes, tol
 
         await eventually(published)
     await relay.close()
+
+
+async def test_what_leaves_and_what_fails_is_counted(pool: Pool, changes: Changes, told: Told, project_id: str) -> None:
+    metrics = Metrics()
+    relay = Relay(pool, changes, told, metrics=metrics)
+
+    async def fail(_: Sequence[Event]) -> None:
+        raise Unavailable("NATS is away", reason="EVENT_BUS_UNAVAILABLE")
+
+    await add(pool, changes, *(an_event(project_id, str(number)) for number in range(3)))
+    told.before = fail
+    await relay.relay()
+    told.before = None
+    await relay.relay()
+    assert shown(metrics, "atlas_outbox_failures") == {"storage": 1}
+    assert shown(metrics, "atlas_outbox_events") == {"storage": 3}
+
+
+async def test_what_waits_is_told_by_one_process_of_all(
+    pool: Pool, changes: Changes, tenants: Tenants, admin: AsyncConnection, project_id: str
+) -> None:
+    await add(pool, changes, *(an_event(project_id) for _ in range(3)))
+    async with transaction(pool) as conn:
+        await conn.execute("UPDATE event_outbox SET created_at = now() - make_interval(mins => 2)")
+    for role, minutes, refused in (("b", 1, None), ("a", 3, None), ("b", 2, None), ("a", 9, "damaged")):
+        await admin.execute(
+            "INSERT INTO atlas_kept.outbox (role, event, written_at, refused, refused_at)"
+            " VALUES (%s, 'x', now() - make_interval(mins => %s), %s, now())",
+            [role, minutes, refused],
+        )
+    processes = [Metrics(), Metrics()]
+    backlogs = [Backlog(pool, tenants, metrics, sample_s=0.02) for metrics in processes]
+    for each in backlogs:
+        await each.start()
+
+    async def sums() -> dict[str, float]:
+        counted = [shown(metrics, "atlas_outbox_waiting") for metrics in processes]
+        return {name: sum(each.get(name, 0) for each in counted) for name in ("storage", "functions")}
+
+    async def all_told() -> bool:
+        return await sums() == {"storage": 3, "functions": 3}
+
+    await eventually(all_told)
+    (teller,) = (number for number in (0, 1) if shown(processes[number], "atlas_outbox_waiting").get("storage"))
+    ages_s = shown(processes[teller], "atlas_outbox_oldest_seconds")
+    assert 120 <= ages_s["storage"] < 150
+    assert 180 <= ages_s["functions"] < 210
+    await backlogs[teller].close()
+    assert set(shown(processes[teller], "atlas_outbox_waiting").values()) == {0}
+    await eventually(all_told)
+    await admin.execute("DELETE FROM atlas_kept.outbox")
+
+    async def forgotten() -> bool:
+        ages_s = shown(processes[1 - teller], "atlas_outbox_oldest_seconds")
+        return await sums() == {"storage": 3, "functions": 0} and ages_s["functions"] == 0
+
+    await eventually(forgotten)
+    await backlogs[1 - teller].close()
+
+
+async def test_counting_what_waits_walks_no_more_than_is_counted(admin: AsyncConnection) -> None:
+    """Also where the server has no statistics of the table."""
+    await admin.execute(
+        "INSERT INTO atlas_kept.outbox (role, event)"
+        " SELECT 'r' || i % 5, repeat('x', 500) FROM generate_series(1, 5000) AS i"
+    )
+    cursor = await admin.execute(f"EXPLAIN (ANALYZE, TIMING OFF) {backlog._FUNCTIONS}".encode(), [100, 250])
+    plan = "\n".join(line for (line,) in await cursor.fetchall())
+    await admin.execute("DELETE FROM atlas_kept.outbox")
+    assert "Sort" not in plan, plan
+    assert max(float(rows) for rows in re.findall(r"actual rows=([\d.]+)", plan)) <= 1_000, plan
+
+
+def shown(metrics: Metrics, family: str) -> dict[str, float]:
+    """By outbox."""
+    text = exposition(None, metrics.numbers).decode()
+    (found,) = (each for each in text_string_to_metric_families(text) if each.name == family)
+    return {sample.labels["outbox"]: sample.value for sample in found.samples}

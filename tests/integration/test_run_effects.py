@@ -19,6 +19,7 @@ from server.host.api import HostApi, InvocationHost
 from server.host.origin import Origin, origin_of
 from server.postgres import effects
 from server.postgres.tenants import Tenants, schema_of
+from server.telemetry.metrics import Metrics
 from tests.fix_effects import LIMITS, SETTINGS, Decoded, ask, begin, stored, waiting
 from tests.fix_runs import eventually
 
@@ -296,7 +297,10 @@ class TestOutbox:
         await ask(host, "tx.commit", 1)
         await held
         await admin.execute("UPDATE atlas_kept.outbox SET event = 'damaged' WHERE event LIKE '%%\"data\":1%%'")
-        assert await relay(admin, publisher) == 3
+        metrics = Metrics()
+        assert await relay(admin, publisher, metrics) == 3
+        counted = {record.name[1:]: record.doubles for record in metrics.numbers.records()}
+        assert counted == {("functions", "published"): (2,), ("functions", "refused"): (1,)}
         assert [event.data.value for event in await stored(event_bus)] == [0, 2]
         row = await (await admin.execute("DELETE FROM atlas_kept.outbox RETURNING refused")).fetchone()
         assert row is not None

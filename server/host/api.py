@@ -41,7 +41,7 @@ from server.host.keyvalue import KeyValue
 from server.host.objects import ObjectCalls
 from server.host.origin import Origin
 from server.host.publishing import Counted, Publishing
-from server.host.statement import MAX_SQL_BYTES
+from server.host.statement import MAX_SQL_BYTES, changes_rows
 from server.host.transaction import Transaction, Transactions
 from server.storage.storage import Storage
 from server.telemetry.metrics import Metrics
@@ -89,6 +89,7 @@ class InvocationHost:
         self._api = api
         self._origin = origin
         self._effects = api.database.effects(project_id)
+        self._caused: list[bytes] | None = None  # made when needed
         self._transactions = Transactions()
         self._events = Counted(project_id, origin)
         self._span = span
@@ -127,9 +128,8 @@ class InvocationHost:
         name = "atlas.db.query"
         sql, params = arguments.read(name, args, least=1, most=2)
         text, values = _statement(name, sql, params)
-        return await self._api.database.query(
-            self._project_id, text, values, timeout_ms=self._left_ms(), before=self._before()
-        )
+        before = self._before() if self._of_event or changes_rows(text) else []
+        return await self._api.database.query(self._project_id, text, values, timeout_ms=self._left_ms(), before=before)
 
     async def _tx_open(self, args: bytes, span: Span) -> bytes:
         name = "atlas.db.transaction"
@@ -138,7 +138,11 @@ class InvocationHost:
         if once is not None and not (isinstance(once, str) and len(once) <= MAX_NAME_CHARS and once.isprintable()):
             raise arguments.invalid(name, f"exactlyOnce must be true, or a name of at most {MAX_NAME_CHARS} characters")
         mark = self._origin.mark(once) if once is not None and self._origin else None
-        transaction = Transaction(self._effects, self._before(), mark)
+        before = self._before()
+        if self._of_event:
+            transaction = Transaction(self._effects, before, mark)
+        else:
+            transaction = Transaction(self._effects, [], mark, cause=before)
         self._transactions.add(arguments.whole(name, "number", number), transaction)
         await transaction.hold(self._api.database, self._project_id, timeout_ms=self._left_ms())
         return b"null"
@@ -193,10 +197,18 @@ class InvocationHost:
     def _transaction(self, number: object) -> Transaction:
         return self._transactions.get(arguments.whole("atlas.db.transaction", "number", number))
 
+    @property
+    def _of_event(self) -> bool:
+        """Whether an event started the run: then the cause goes ahead of whatever may change rows, or else only of what
+        says so, which leaves runs that cannot be in a circle what needs a transaction of its own."""
+        return self._origin is not None and self._origin.event_id is not None
+
     def _before(self) -> list[bytes]:
-        """What goes ahead of statements that may change rows: the cause, in runs that an event started."""
-        origin = self._origin
-        return [] if origin is None or origin.event_id is None else [self._effects.cause(cause.told(origin.cause))]
+        """What goes ahead of changes of rows: the cause."""
+        if self._caused is None:
+            origin = self._origin
+            self._caused = [] if origin is None else [self._effects.cause(cause.told(origin.cause))]
+        return self._caused
 
     async def _fetch(self, args: bytes, span: Span) -> bytes:
         url, options = arguments.read("atlas.fetch", args, least=1, most=2)

@@ -140,6 +140,9 @@ class TestLineage:
         ended(project, "done", 2)
         (warning,) = project.manage("GET", f"/triggers/{trigger['id']}").json()["warnings"]
         assert (warning["reason"], dead["id"] in warning["message"]) == ("EVENT_LOOP", True)
+        (stopped,) = project.record(run)["stopped_events"]
+        assert (stopped["event_id"], stopped["delivery_id"]) == ("deep", dead["id"])
+        assert stopped["message"] == dead["error"]["message"]
         again = project.manage("POST", f"/deliveries/{dead['id']}:replay", json={})
         assert again.status_code == 200, again.text
         (dead,) = ended(project, "dead", 1)

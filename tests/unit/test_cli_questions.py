@@ -6,6 +6,8 @@ import pytest
 
 from atlas.deliveries.v1 import lineage_service_pb2 as lineage_pb
 from atlas.deliveries.v1 import parked_messages_service_pb2 as parked_pb
+from atlas.runs.v1 import runs_pb2
+from atlas.workflows.v1 import workflows_pb2
 from tests.fix_cli import KEY, PROJECT_ID, Atlas
 from tests.fix_cli_events import FakeEventApi
 
@@ -127,3 +129,13 @@ def test_parked_messages_take_the_admin_key(
     found = to_event_api("events", "parked", "--limit", "1", "--json").json["messages"]
     assert [(item["sequence"], item["body"]) for item in found] == [(7.0, "x")]
     assert to_event_api("events", "parked", "--key", KEY).code == 0
+
+
+def test_a_run_says_what_of_it_was_stopped(event_api: FakeEventApi, to_event_api: Atlas) -> None:
+    stopped = [runs_pb2.StoppedEvent(event_id="e9", event_type="a.b", delivery_id="d9", message="8 runs led to it")]
+    told = "stopped: event a.b e9, delivery d9: 8 runs led to it"
+    event_api.runs["r1"] = runs_pb2.Run(id="r1", stopped_events=stopped, more_stopped_events=True)
+    lines = to_event_api("run", "r1").out.splitlines()
+    assert lines[-2:] == [told, "(more was stopped than is shown)"]
+    event_api.workflow_runs = [workflows_pb2.WorkflowRun(id="w1", state="succeeded", stopped_events=stopped)]
+    assert told in to_event_api("workflows", "show", "w1").out

@@ -7,9 +7,11 @@ from its source (`server.triggers.leads`). The nearest are looked at first, so t
 many, and how many bytes of source, is bounded, and beyond that a circle goes unseen.
 """
 
+import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from psycopg.rows import dict_row
@@ -24,6 +26,12 @@ from server.triggers.row_changes import CDC
 
 MAX_TARGETS: Final = 32
 """Functions and workflows looked at for one trigger."""
+
+MAX_LEADS: Final = 200
+"""Of one target, the first."""
+
+MAX_FOLLOWED: Final = 500
+"""Leads of all targets for which triggers are looked for."""
 
 MAX_TRIGGERS: Final = 1_000
 """Of a project, the newest, among which those that answer are looked for."""
@@ -103,6 +111,7 @@ class Circles:
         waiting: deque[tuple[Target, tuple[Led, ...]]] = deque([(target, ())])
         seen = {target}
         others: _Others | None = None
+        followed = 0
         for _ in range(MAX_TARGETS):
             if not waiting:
                 break
@@ -112,6 +121,8 @@ class Circles:
                 return [*back] if not way else [back[0]]
             if leads and others is None:
                 others = await _others(conn, project_id)
+            leads = leads[: MAX_FOLLOWED - followed]
+            followed += len(leads)
             for led in leads:
                 for trigger_id, further in others.that_answer(led.event_type) if others else ():
                     if further not in seen:
@@ -147,6 +158,13 @@ class _Look:
         self._room = MAX_SOURCE_BYTES
 
     async def at(self, target: Target) -> list[Led]:
+        """Each type of events once."""
+        found: dict[str, Led] = {}
+        for led in await self._all(target):
+            found.setdefault(led.event_type, led)
+        return list(islice(found.values(), MAX_LEADS))
+
+    async def _all(self, target: Target) -> list[Led]:
         if target.workflow_id is None:
             return await self._functions([target.function_id or ""], [])
         cursor = await self._conn.execute(
@@ -187,7 +205,7 @@ class _Look:
             "SELECT data FROM artifacts WHERE project_id = %s AND sha256 = %s", [self._project_id, sha256], binary=True
         )
         row = await cursor.fetchone()
-        found = leads_of(row[0]) if row is not None else ()
+        found = () if row is None else await asyncio.to_thread(leads_of, row[0])  # it may take some milliseconds
         self._known[sha256] = found
         if len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)

@@ -98,6 +98,8 @@ class TestHead:
         assert objects.ask("HEAD", "a//b").status_code == 400
         assert objects.ask("HEAD", "a/b c.txt", key="none").status_code == 401
         assert objects.ask("HEAD").status_code == 400  # a list is not for HEAD
+        nowhere = objects.rest.request("HEAD", "/nowhere", key=objects.rest.service_key)
+        assert (nowhere.status_code, nowhere.content) == (404, b"")
 
     def test_not_a_byte_follows_the_headers(self, running_stack: Stack, objects: Objects) -> None:
         """As the wire has it: a client library would not see what is too much."""

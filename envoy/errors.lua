@@ -23,6 +23,9 @@ function envoy_on_request(handle)
     headers:replace("x-request-id", headers:get("x-atlas-new-id"))
   end
   headers:remove("x-atlas-new-id")
+  if headers:get(":method") == "HEAD" then
+    handle:streamInfo():dynamicMetadata():set("atlas", "head", true)
+  end
 
   local content_type = headers:get("content-type") or ""
   if content_type:sub(1, 16) == "application/grpc" then
@@ -35,10 +38,18 @@ function envoy_on_request(handle)
   end
 end
 
-function envoy_on_response(handle)
-  local ours = handle:streamInfo():dynamicMetadata():get("atlas")
-  if ours ~= nil and ours["grpc"] then return end
+-- What a GET would have been answered, but for its body.
+local function bodiless(handle)
+  local length = handle:headers():get("x-atlas-length")
+  local body = handle:body()
+  if body ~= nil then body:setBytes("") end
+  if length ~= nil then
+    handle:headers():remove("x-atlas-length")
+    handle:headers():replace("content-length", length)
+  end
+end
 
+local function answer(handle)
   local headers = handle:headers()
   for _, name in ipairs({"grpc-status", "grpc-message", "grpc-accept-encoding", "grpc-status-details-bin"}) do
     headers:remove(name)
@@ -67,4 +78,11 @@ function envoy_on_response(handle)
     local size = body:setBytes(text)
     handle:headers():replace("content-length", tostring(size))  -- body() invalidated the first handle
   end
+end
+
+function envoy_on_response(handle)
+  local ours = handle:streamInfo():dynamicMetadata():get("atlas")
+  if ours ~= nil and ours["grpc"] then return end
+  answer(handle)
+  if ours ~= nil and ours["head"] then bodiless(handle) end
 end

@@ -37,6 +37,7 @@ from server.dispatch.consequences import Lineages
 from server.dispatch.deliveries import Deliveries
 from server.dispatch.parked_messages import ParkedMessages
 from server.dispatch.replay import Replayer
+from server.dispatch.stopped import StoppedEvents
 from server.events.publisher import Publisher
 from server.functions.deploy import Deployer
 from server.functions.downloads import Downloads
@@ -174,7 +175,10 @@ async def _add_services(
     )
     metrics = MetricsService(started.settings.metrics_dir, started.metrics.numbers)
     boundary.add(invocation_service_pb2_grpc.add_InvocationServiceServicer_to_server, invocations)
-    boundary.add(runs_service_pb2_grpc.add_RunServiceServicer_to_server, RunService(reader, tail, started.catalog))
+    stopped = StoppedEvents(started.pool)
+    boundary.add(
+        runs_service_pb2_grpc.add_RunServiceServicer_to_server, RunService(reader, tail, started.catalog, stopped)
+    )
     boundary.add(events_service_pb2_grpc.add_EventServiceServicer_to_server, EventService(publisher))
     storage = StorageService(started.storage, started.buckets)
     boundary.add(storage_service_pb2_grpc.add_StorageServiceServicer_to_server, storage)
@@ -212,7 +216,7 @@ async def _serve(started: Parts, extra: Services, stack: AsyncExitStack, stoppin
     stack.push_async_callback(tail.close)
     runs = Workflows(started.pool, started.bus, metrics=started.metrics)
     watching = Watching(runs, started.bus)
-    workflows = WorkflowService(Definitions(started.pool), runs, watching)
+    workflows = WorkflowService(Definitions(started.pool), runs, watching, StoppedEvents(started.pool))
     await _add_services(Boundary(server, gate, started.metrics), started, tail, workflows, stack)
     standard_health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(standard_health, server)

@@ -222,7 +222,7 @@ Atlas = Callable[..., Ran]
 @pytest.fixture
 def atlas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Atlas:
     """Runs command lines in an empty folder, without any variables: `atlas("functions", stdin="…")`."""
-    for name in ("ATLAS_URL", "PROJECT_ID", "SERVICE_KEY", "ANON_KEY", "NO_COLOR"):
+    for name in ("ATLAS_URL", "PROJECT_ID", "SERVICE_KEY", "ANON_KEY", "ADMIN_KEY", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
 

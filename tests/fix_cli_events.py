@@ -9,7 +9,15 @@ import pytest
 from google.api import httpbody_pb2
 from google.protobuf import empty_pb2
 
-from atlas.deliveries.v1 import deliveries_pb2, deliveries_service_pb2, deliveries_service_pb2_grpc
+from atlas.deliveries.v1 import (
+    deliveries_pb2,
+    deliveries_service_pb2,
+    deliveries_service_pb2_grpc,
+    lineage_service_pb2,
+    lineage_service_pb2_grpc,
+    parked_messages_service_pb2,
+    parked_messages_service_pb2_grpc,
+)
 from atlas.events.v1 import events_service_pb2_grpc
 from atlas.triggers.v1 import triggers_pb2, triggers_service_pb2, triggers_service_pb2_grpc
 from atlas.workflows.v1 import workflows_pb2, workflows_service_pb2, workflows_service_pb2_grpc
@@ -37,6 +45,8 @@ class FakeEventApi(
     events_service_pb2_grpc.EventServiceServicer,
     triggers_service_pb2_grpc.TriggerServiceServicer,
     deliveries_service_pb2_grpc.DeliveryServiceServicer,
+    lineage_service_pb2_grpc.LineageServiceServicer,
+    parked_messages_service_pb2_grpc.ParkedMessageServiceServicer,
     workflows_service_pb2_grpc.WorkflowServiceServicer,
 ):
     """Keeps triggers as REST shows them, by id; `bodies` are those of the requests so far, as they were sent."""
@@ -49,6 +59,8 @@ class FakeEventApi(
         self.duplicate = False
         self.workflows: dict[str, workflows_pb2.Workflow] = {}
         self.workflow_runs: list[workflows_pb2.WorkflowRun] = []
+        self.lineage = lineage_service_pb2.Lineage()
+        self.parked: list[parked_messages_service_pb2.ParkedMessage] = []
         self.explained = triggers_service_pb2.ExplainEventResponse()
 
     @property
@@ -113,6 +125,32 @@ class FakeEventApi(
     def ExplainEventHttp(self, request: Any, context: grpc.ServicerContext) -> Any:
         self._body(request, context)
         return self.explained
+
+    def BacktestTriggerHttp(self, request: Any, context: grpc.ServicerContext) -> Any:
+        """Two calls' worth, with a sample in each where some are wanted."""
+        body = self._body(request, context)
+        number = 2 if body["page_token"] else 1
+        samples = [triggers_service_pb2.BacktestSample(event_id=f"e{number}", event_type="a.b", data=str(number))]
+        return triggers_service_pb2.BacktestResponse(
+            looked_at=10,
+            fired=number,
+            samples=samples[: body["samples"]],
+            truncated=number == 1,
+            next_page_token="more" if number == 1 else "",
+        )
+
+    def GetLineage(self, request: Any, context: grpc.ServicerContext) -> lineage_service_pb2.Lineage:
+        self._see(request, context)
+        return self.lineage
+
+    def ListParkedMessages(self, request: Any, context: grpc.ServicerContext) -> Any:
+        """One a page."""
+        self._see(request, context)
+        at = int(request.page_token or 0)
+        token = str(at + 1) if at + 1 < len(self.parked) else ""
+        return parked_messages_service_pb2.ListParkedMessagesResponse(
+            messages=self.parked[at : at + 1], next_page_token=token
+        )
 
     def ListDeliveries(self, request: Any, context: grpc.ServicerContext) -> Any:
         """One a page."""
@@ -228,7 +266,7 @@ class FakeEventApi(
     CreateWorkflow = GetWorkflow = UpdateWorkflow = ValidateWorkflow = RunWorkflow = FakeApi._unasked
     GetWorkflowStep = WatchWorkflowRunHttp = FakeApi._unasked
     PauseTrigger = ResumeTrigger = PreviewSchedule = ExplainEvent = ReplayDeliveriesHttp = FakeApi._unasked
-    BacktestTrigger = BacktestTriggerHttp = FakeApi._unasked
+    BacktestTrigger = FakeApi._unasked
 
 
 def _json(told: object) -> httpbody_pb2.HttpBody:
@@ -250,6 +288,8 @@ def event_api() -> Iterator[FakeEventApi]:
         events_service_pb2_grpc.add_EventServiceServicer_to_server,
         triggers_service_pb2_grpc.add_TriggerServiceServicer_to_server,
         deliveries_service_pb2_grpc.add_DeliveryServiceServicer_to_server,
+        lineage_service_pb2_grpc.add_LineageServiceServicer_to_server,
+        parked_messages_service_pb2_grpc.add_ParkedMessageServiceServicer_to_server,
         workflows_service_pb2_grpc.add_WorkflowServiceServicer_to_server,
     ):
         yield fake

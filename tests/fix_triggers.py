@@ -17,13 +17,13 @@ CODE = b"export default () => 1"
 ORDER = "cdc.INSERT.orders"
 
 
-async def add_function(pool: Pool, project_id: str, slug: str = "hello") -> str:
+async def add_function(pool: Pool, project_id: str, slug: str = "hello", source: bytes = CODE) -> str:
     """The id of a function that has a version, and the artifact of one."""
-    function_id, sha256 = str(uuid4()), hashlib.sha256(CODE).hexdigest()
+    function_id, sha256 = str(uuid4()), hashlib.sha256(source).hexdigest()
     async with transaction(pool) as conn:
         await conn.execute(
             "INSERT INTO artifacts (project_id, sha256, data) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
-            [project_id, sha256, CODE],
+            [project_id, sha256, source],
         )
         await conn.execute(
             "INSERT INTO functions (id, project_id, name, slug, active_version, last_version)"
@@ -34,7 +34,7 @@ async def add_function(pool: Pool, project_id: str, slug: str = "hello") -> str:
             "INSERT INTO function_versions (function_id, project_id, version, runtime, language, entrypoint, isolation,"
             " sha256, source_sha256, source_bytes)"
             " VALUES (%s, %s, 1, 'quickjs', 'javascript', 'hello.js', 'warm', %s, %s, %s)",
-            [function_id, project_id, sha256, sha256, len(CODE)],
+            [function_id, project_id, sha256, sha256, len(source)],
         )
     return function_id
 

@@ -88,7 +88,7 @@ class Truncate(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Emitted:
-    """By pg_logical_emit_message, which tenants may not call."""
+    """By pg_logical_emit_message, which tenants reach through `atlas_run.cause` alone."""
 
     transactional: bool
     prefix: str

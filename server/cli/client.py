@@ -11,12 +11,15 @@ import grpc
 from google.api.httpbody_pb2 import HttpBody
 
 from atlas.deliveries.v1.deliveries_service_pb2_grpc import DeliveryServiceStub
+from atlas.deliveries.v1.lineage_service_pb2_grpc import LineageServiceStub
+from atlas.deliveries.v1.parked_messages_service_pb2_grpc import ParkedMessageServiceStub
 from atlas.events.v1.events_service_pb2_grpc import EventServiceStub
 from atlas.functions.v1 import functions_pb2 as functions
 from atlas.functions.v1 import functions_service_pb2 as service
 from atlas.functions.v1.functions_service_pb2_grpc import FunctionServiceStub
 from atlas.functions.v1.invocation_service_pb2_grpc import InvocationServiceStub
 from atlas.runs.v1.runs_service_pb2_grpc import RunServiceStub
+from atlas.storage.v1.storage_service_pb2_grpc import StorageServiceStub
 from atlas.triggers.v1.triggers_service_pb2_grpc import TriggerServiceStub
 from atlas.workflows.v1 import workflows_pb2 as workflows
 from atlas.workflows.v1.workflows_service_pb2 import ListWorkflowsRequest
@@ -67,6 +70,9 @@ class Client:
         self.events = EventServiceStub(self._channel)
         self.triggers = TriggerServiceStub(self._channel)
         self.deliveries = DeliveryServiceStub(self._channel)
+        self.lineage = LineageServiceStub(self._channel)
+        self.parked = ParkedMessageServiceStub(self._channel)
+        self.storage = StorageServiceStub(self._channel)
         self.workflows = WorkflowServiceStub(self._channel)
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from server.cli.commands.invoke import invoke, result
 from server.cli.commands.logs import logs
 from server.cli.commands.runs import cancel, run, runs
 from server.cli.commands.secrets import secrets
+from server.cli.commands.storage import storage
 from server.cli.commands.triggers import triggers
 from server.cli.commands.versions import download, rollback, versions
 from server.cli.commands.workflows import workflows
@@ -58,7 +59,7 @@ def atlas() -> None:
 for command in (
     *(init, deploy, build, invoke, result, logs, runs, run, cancel),
     *(functions, versions, rollback, download, secrets, environment),
-    *(events, triggers, deliveries, workflows),
+    *(events, triggers, deliveries, workflows, storage),
 ):
     atlas.add_command(command)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from atlas.runs.v1 import runs_pb2 as pb
+from atlas.workflows.v1 import workflows_pb2
 from server.cli.output import Output, when
 
 _GOOD = ("ok", "")
@@ -39,6 +40,14 @@ def log_lines(run: pb.Run) -> Iterator[str]:
     if run.error.message:
         yield f"  {run.error.reason}: {run.error.message}"
     yield from ("    " + line.strip() for line in run.error.stack.splitlines())
+
+
+def stopped_lines(found: pb.Run | workflows_pb2.WorkflowRun) -> Iterator[str]:
+    """What it led to and what was stopped."""
+    for each in found.stopped_events:
+        yield f"stopped: event {each.event_type} {each.event_id}, delivery {each.delivery_id}: {each.message}"
+    if found.more_stopped_events:
+        yield "(more was stopped than is shown)"
 
 
 def tell(out: Output, run: pb.Run) -> None:

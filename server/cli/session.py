@@ -22,10 +22,11 @@ class Session:
         self.url: str | None = None
         self.project: str | None = None
         self.key: str | None = None
+        self.admin = False  # whether the key must be that of an operator
 
     @cached_property
     def client(self) -> Client:
-        return Client(resolve(self.url, self.project, self.key, start=Path.cwd()))
+        return Client(resolve(self.url, self.project, self.key, start=Path.cwd(), admin=self.admin))
 
     def close(self) -> None:
         if "client" in self.__dict__:
@@ -34,9 +35,23 @@ class Session:
 
 def options(command: Command) -> Command:
     """The options of every command, and the Session as its first argument."""
-    for option in reversed((_URL, _PROJECT, _KEY, _JSON, _PLAIN)):
+    return _with((_URL, _PROJECT, _KEY, _JSON, _PLAIN), command)
+
+
+def admin_options(command: Command) -> Command:
+    """The same of a command for operators, whose key is the admin key."""
+    return _with((_URL, _ADMIN_KEY, _JSON, _PLAIN), command)
+
+
+def _with(found: tuple[Callable[[Command], Command], ...], command: Command) -> Command:
+    for option in reversed(found):
         command = option(command)
     return click.pass_obj(command)  # type: ignore[return-value]
+
+
+def _keep_admin(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    context.obj.admin = True
+    _keep(context, parameter, value)
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
@@ -59,6 +74,9 @@ _PROJECT = click.option(
 )
 _KEY = click.option(
     "--key", envvar=["SERVICE_KEY", "ANON_KEY"], help="An API key. [SERVICE_KEY, ANON_KEY, .atlas/env]", **_SHARED
+)
+_ADMIN_KEY = click.option(
+    "--key", envvar="ADMIN_KEY", help="The admin key. [ADMIN_KEY, .atlas/env]", expose_value=False, callback=_keep_admin
 )
 _JSON = click.option("--json", "json_", is_flag=True, expose_value=False, callback=_keep_json, help="Print JSON.")
 _PLAIN = click.option("--plain", envvar="NO_COLOR", hidden=True, expose_value=False, callback=_keep_plain)

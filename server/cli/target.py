@@ -26,10 +26,11 @@ class Target:
     key: str
 
 
-def resolve(url: str | None, project_id: str | None, key: str | None, *, start: Path) -> Target:
+def resolve(url: str | None, project_id: str | None, key: str | None, *, start: Path, admin: bool = False) -> Target:
     """The target of a command; what is not given comes from the nearest file at or above `start`.
 
-    The file's project and key go to the file's own URL only. Raises Problem for a URL that is none.
+    The file's project and key go to the file's own URL only, its admin key only with what is for operators. Raises
+    Problem for a URL that is none.
     """
     path = find_env(start)
     kept = read_env(path) if path else {}
@@ -44,7 +45,7 @@ def resolve(url: str | None, project_id: str | None, key: str | None, *, start: 
         tls=parts.scheme == "https",
         local=host in ("localhost", "127.0.0.1", "::1"),
         project_id=project_id or kept.get("PROJECT_ID", ""),
-        key=key or kept.get("SERVICE_KEY") or kept.get("ANON_KEY", ""),
+        key=key or (kept.get("ADMIN_KEY", "") if admin else kept.get("SERVICE_KEY") or kept.get("ANON_KEY", "")),
     )
 
 

@@ -20,12 +20,8 @@ _SCHEDULE: Final = (
     click.option("--overlap", type=click.Choice(("allow", "skip", "queue")), help="While one is not finished. [allow]"),
 )
 
-_OPTIONS: Final = (
-    click.option("--file", "-f", metavar="FILE|-", help="All of it as a JSON object; options replace its members."),
+_MATCH: Final = (
     click.option("--on", "event_type", metavar="TYPE", help="The events, such as order.paid or cdc.INSERT.orders."),
-    *_SCHEDULE,
-    click.option("--function", "slug", metavar="SLUG", help="What answers them: this function."),
-    click.option("--workflow", metavar="ID|NAME", help="What answers them: this workflow."),
     click.option(
         "--when",
         "conditions",
@@ -34,6 +30,15 @@ _OPTIONS: Final = (
         metavar="FIELD OP VALUE",
         help="A condition; all of several must hold. VALUE is JSON, or else a text.",
     ),
+)
+
+_OPTIONS: Final = (
+    click.option("--file", "-f", metavar="FILE|-", help="All of it as a JSON object; options replace its members."),
+    *_MATCH[:1],
+    *_SCHEDULE,
+    click.option("--function", "slug", metavar="SLUG", help="What answers them: this function."),
+    click.option("--workflow", metavar="ID|NAME", help="What answers them: this workflow."),
+    *_MATCH[1:],
     click.option("--enabled/--disabled", default=None, help="Events of a disabled trigger are dropped. [enabled]"),
     click.option("--attempts", type=int, help="How often a failure is tried, in all. [5]"),
     click.option("--order-key", metavar="PATH", help="Strict order of events that have the same there; '' for none."),
@@ -47,6 +52,11 @@ def trigger_fields(command: Command) -> Command:
 
 def schedule_fields(command: Command) -> Command:
     return _with(_SCHEDULE, command)
+
+
+def match_fields(command: Command) -> Command:
+    """Which events are meant."""
+    return _with(_MATCH, command)
 
 
 def _with(found: tuple[Callable[[Command], Command], ...], command: Command) -> Command:
@@ -69,7 +79,7 @@ def body_of(client: Client, given: Mapping[str, Any], present: Callable[[], Mapp
     if given["workflow"] is not None:
         body |= {"target_type": "workflow", "workflow_id": client.workflow_id(given["workflow"])}
     if given["conditions"]:
-        body["conditions"] = [_condition(*words) for words in given["conditions"]]
+        body["conditions"] = conditions_of(given)
     if given["order_key"] is not None:
         body["order_key"] = given["order_key"] or None
     if given["concurrency"] is not None:
@@ -80,6 +90,10 @@ def body_of(client: Client, given: Mapping[str, Any], present: Callable[[], Mapp
     if given["attempts"] is not None:
         body["retry"] = _beside(body, present, "retry") | {"attempts": given["attempts"]}
     return body
+
+
+def conditions_of(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [_condition(*words) for words in given["conditions"]]
 
 
 def schedule_of(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class Loops:
             trigger_id=trigger_id,
             event_id=event.id,
             event_type=event.type,
+            run_id=event.cause.run_id,
         )
         return Ended(Outcome.LOAD_FAILED, REASON, told(event, trigger_id, found, self._max_depth))
 

@@ -2,8 +2,9 @@
 
     content of the message "atlas.cause"       64 hexadecimal digits of seal · {"run_id", "trigger_id"?, "depth"}
 
-Only the first of a transaction counts. A run's transaction begins with that of the server; what a tenant can add later,
-or in a transaction of its own, is a message of an earlier run of the same project, with its seal.
+Only the first of a transaction counts. A run's transaction begins with that of the server. What a tenant adds later
+counts for nothing, and in a transaction of its own at most with the seal of an earlier run of the same project, for it
+is here that seals are checked.
 """
 
 import orjson

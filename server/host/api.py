@@ -35,7 +35,7 @@ from engines.contract import HostError, Limits
 from server.events.envelope import Cause
 from server.host import arguments
 from server.host.database import Database
-from server.host.database_calls import DatabaseCalls, cause_of
+from server.host.database_calls import DatabaseCalls, causes_of
 from server.host.fetch import Fetcher
 from server.host.keyvalue import KeyValue
 from server.host.objects import ObjectCalls
@@ -73,10 +73,12 @@ class HostApi:
 
     def run_transaction(self, project_id: str, origin: Origin, *, repeated: bool) -> RunTransaction:
         """For all that a run does in the database. `repeated`: there may be other attempts at it."""
+        before, cause = causes_of(self.database.effects(project_id), origin)
         return RunTransaction(
             self.database,
             project_id,
-            before=cause_of(self.database.effects(project_id), origin),
+            before=before,
+            cause=cause,
             mark=origin.whole_mark if repeated else None,
             publishing=self.publishing,
         )

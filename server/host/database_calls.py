@@ -9,7 +9,7 @@ from server.host.database import Database
 from server.host.origin import Origin
 from server.host.publishing import Publishing
 from server.host.run_transaction import Part, RunTransaction
-from server.host.statement import MAX_SQL_BYTES
+from server.host.statement import MAX_SQL_BYTES, changes_rows
 from server.host.transaction import NAME, Numbered, Transaction, Transactions, require_brief
 from server.postgres.effects import Effects
 
@@ -44,7 +44,9 @@ class DatabaseCalls:
         if self._whole is not None:
             parameters.check(values)
             return await self._whole.query(text, values)
-        before = cause_of(self._effects, self._origin)
+        before, cause = causes_of(self._effects, self._origin)
+        if cause and changes_rows(text):
+            before = cause
         return await self._database.query(self._project_id, text, values, timeout_ms=timeout_ms, before=before)
 
     async def open(self, args: bytes, *, timeout_ms: int) -> bytes:
@@ -60,7 +62,8 @@ class DatabaseCalls:
             self._transactions.add(opened, part)
             await part.hold()
             return b"null"
-        transaction = Transaction(self._effects, cause_of(self._effects, self._origin), mark)
+        before, cause = causes_of(self._effects, self._origin)
+        transaction = Transaction(self._effects, before, mark, cause=cause)
         self._transactions.add(opened, transaction)
         await transaction.hold(self._database, self._project_id, timeout_ms=timeout_ms)
         return b"null"
@@ -104,9 +107,14 @@ class DatabaseCalls:
         return self._transactions.get(arguments.whole(NAME, "number", number))
 
 
-def cause_of(effects: Effects, origin: Origin | None) -> list[bytes]:
-    """What goes ahead of statements that may change rows: the cause, in runs that an event started."""
-    return [] if origin is None or origin.event_id is None else [effects.cause(cause.told(origin.cause))]
+def causes_of(effects: Effects, origin: Origin | None) -> tuple[list[bytes], list[bytes]]:
+    """The cause of what a run changes, and where it goes: ahead of whatever may change rows in runs that an event
+    started, else ahead only of what says so, which leaves runs that cannot be in a circle what needs a transaction of
+    its own."""
+    if origin is None:
+        return [], []
+    told = [effects.cause(cause.told(origin.cause))]
+    return ([], told) if origin.event_id is None else (told, [])
 
 
 def _statement(name: str, sql: object, params: object) -> tuple[str, list[object]]:

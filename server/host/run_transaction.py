@@ -30,7 +30,8 @@ ROLLBACK_S: Final = 1.0
 
 
 class RunTransaction:
-    """`before` as of `Transaction`; `mark`: the key of all that the run does, None of a run that is never repeated."""
+    """`before` and `cause` as of `Transaction`; `mark`: the key of all that the run does, None of a run that is never
+    repeated."""
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class RunTransaction:
         project_id: str,
         *,
         before: Sequence[bytes],
+        cause: Sequence[bytes] = (),
         mark: str | None,
         publishing: Publishing | None,
     ) -> None:
@@ -45,6 +47,7 @@ class RunTransaction:
         self._project_id = project_id
         self._effects = database.effects(project_id)
         self._before = before
+        self._cause = cause
         self._mark = mark
         self._publishing = publishing
         self._transaction: Transaction | None = None
@@ -71,7 +74,7 @@ class RunTransaction:
     async def opened(self) -> Transaction:
         """Opened by the first call. HostError when it cannot be, or another attempt has done it."""
         if self._transaction is None:
-            self._transaction = Transaction(self._effects, self._before, self._mark, NAME)
+            self._transaction = Transaction(self._effects, self._before, self._mark, NAME, cause=self._cause)
             holding = self._transaction.hold(self._database, self._project_id, timeout_ms=MAX_MS)
             self._holding = asyncio.create_task(holding, name="exactly once")
         await self._transaction.begun()

@@ -41,6 +41,11 @@ READS: Final = re.compile(r"(?:select|with|table|values|show|explain)\b", re.ASC
 WRITES: Final = re.compile(r"\b(?:insert|update|delete|merge|into|share)\b", re.ASCII | re.IGNORECASE)
 """First words of what may be a read, and words without which it probably is one. A guess: it is checked."""
 
+CHANGES: Final = re.compile(r"(?:insert|update|delete|merge|truncate)\b", re.ASCII | re.IGNORECASE)
+"""First words of what can do nothing to a transaction but change rows in it."""
+
+WITH: Final = re.compile(r"with\b", re.ASCII | re.IGNORECASE)
+
 MAX_WRITERS: Final = 500
 MAX_WRITER_CHARS: Final = 2_000
 
@@ -69,7 +74,8 @@ class Writers:
 async def run(session: Session, sql: str, values: Sequence[object], before: Sequence[bytes], writers: Writers) -> bytes:
     """Run it, and commit. `before` goes ahead of what writes; a read is spared it, for it would make it a commit to
     disk. What looked like a read and wrote is rolled back, and run again."""
-    if before and writers.is_read(sql):
+    plain = changes_rows(sql)
+    if before and not plain and writers.is_read(sql):
         session.begin()
         rows = await _execute(session, sql, values, session.begin)
         if not await _has_written(session):
@@ -79,7 +85,9 @@ async def run(session: Session, sql: str, values: Sequence[object], before: Sequ
         writers.add(sql)
 
     def begin() -> None:
-        if before:
+        if before and plain:
+            session.ahead(*before)
+        elif before:
             session.begin(*before)
 
     begin()
@@ -88,9 +96,10 @@ async def run(session: Session, sql: str, values: Sequence[object], before: Sequ
     return rows
 
 
-async def run_in_block(session: Session, sql: str, values: Sequence[object]) -> bytes:
-    """Run it within the session's block; `refuse_control` first. SqlError, and the session is idle; after HostError
-    abandon it."""
+async def run_in_block(session: Session, sql: str, values: Sequence[object], before: Sequence[bytes] = ()) -> bytes:
+    """Run it within the session's block, `before` ahead of it; `refuse_control` first. SqlError, and the session is
+    idle; after HostError abandon it."""
+    session.ahead(*before)
     types = [parameters.literal_type(value) for value in values]
     if values:  # an error would end the block, so types are looked at first
         try:
@@ -107,6 +116,15 @@ async def run_in_block(session: Session, sql: str, values: Sequence[object]) -> 
             "own. Rolled back",
         )
     return rows.json()
+
+
+def changes_rows(sql: str) -> bool:
+    """Whether it says by its first word that it changes rows, and so can do nothing else to its transaction. What does
+    it by a function that it calls, or in a block of code, does not say so."""
+    at = _first_word(sql)
+    if CHANGES.match(sql, at) is not None:
+        return True
+    return WITH.match(sql, at) is not None and WRITES.search(sql, at) is not None
 
 
 def refuse_control(sql: str) -> None:

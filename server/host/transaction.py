@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 from engines.contract import HostError
 from server.host.database import Database
-from server.host.statement import refuse_control, run_in_block, sql_error
+from server.host.statement import changes_rows, refuse_control, run_in_block, sql_error
 from server.postgres import effects
 from server.postgres.effects import Effects
 from server.postgres.session import ConnectionLost, Session, SqlError
@@ -49,12 +49,22 @@ class _Step:
 
 
 class Transaction:
-    """`before`: statements that go ahead of the first, in the same round trip; `mark`: the key of what is to be done
-    once, None for what is done each time; `name`: what errors call it."""
+    """`before`: statements that go ahead of the first, in the same round trip; `cause`: those that go ahead of the
+    first that says that it changes rows. `mark`: the key of what is to be done once, None for what is done each time;
+    `name`: what errors call it."""
 
-    def __init__(self, effects: Effects, before: Sequence[bytes], mark: str | None, name: str = NAME) -> None:
+    def __init__(
+        self,
+        effects: Effects,
+        before: Sequence[bytes],
+        mark: str | None,
+        name: str = NAME,
+        *,
+        cause: Sequence[bytes] = (),
+    ) -> None:
         self._effects = effects
         self._before = before
+        self._cause = cause
         self._mark = mark
         self._name = name
         self._steps: asyncio.Queue[_Step] = asyncio.Queue()
@@ -102,7 +112,10 @@ class Transaction:
     async def query(self, sql: str, values: Sequence[object]) -> bytes:
         """As `Database.query`; what it did is seen by others once this is committed."""
         refuse_control(sql)
-        return await self._do(_Step(lambda session: run_in_block(session, sql, values)))
+        before: Sequence[bytes] = ()
+        if self._cause and changes_rows(sql):
+            before, self._cause = self._cause, ()
+        return await self._do(_Step(lambda session: run_in_block(session, sql, values, before)))
 
     async def publish(self, event: str) -> None:
         """`event`: an encoded envelope of this project. HostError: outbox_full while too many of the project wait."""

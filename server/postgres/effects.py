@@ -1,6 +1,7 @@
 """What a run leaves in the tenants database beside the tenant's own rows, in the same transaction as these.
 
-    atlas_run.cause(text, seal)                a logical decoding message "atlas.cause": which run the changes are of
+    atlas_run.cause(text, seal)                a logical decoding message "atlas.cause": which run the changes are of;
+                                               who reads it looks at the seal
     atlas_run.publish(text, seal)              an event into atlas_kept.outbox, to be published once this is committed;
                                                FULL when too many of the project wait
     atlas_run.mark(text, seal)                 NULL, and the mark is set; or what was told with the mark that is there
@@ -9,8 +10,10 @@
 
 All are SECURITY DEFINER and called in the session of the tenant's role, `session_user`, who has no right to the schema
 atlas_kept with its tables (not even to make a view of one, which would be in the way of changing it).
-Each takes a text and its seal (`server.postgres.seal`), so that a tenant who calls them is refused: rows and messages
-are ours, of the role that is logged in. Texts of `mark` and `told` are keys, of `tell` key, line break, JSON.
+Each takes a text and its seal (`server.postgres.seal`), so that a tenant who calls them is refused: rows are ours, of
+the role that is logged in. Of `cause` alone the seal is not checked here, for it goes ahead of most writes: it is part
+of the message, and what a tenant makes up is no cause to `server.events.cause`. Texts of `mark` and `told`
+are keys, of `tell` key, line break, JSON.
 """
 
 from typing import Final
@@ -23,6 +26,10 @@ from server.postgres.seal import Sealer
 TEXT, BYTEA = 25, 17
 CAUSE_PREFIX: Final = "atlas.cause"
 """Of the logical decoding message. Its content is 64 hexadecimal digits of seal, and the text."""
+
+SEAL_BYTES: Final = 32
+MAX_CAUSE_BYTES: Final = 512
+"""Of its text: what a tenant emits besides is no more than a row of its own."""
 
 MAX_WAITING: Final = 20_000
 """Events of a project in the outbox. They are counted whenever one is added, which takes milliseconds when there are so
@@ -94,17 +101,15 @@ BEGIN
     END IF;
   END $$;
 
-  -- once for each statement of a run, and planned anew after DISCARD ALL: one statement in SQL is less of that
+  -- once for each write of a run, and planned anew after DISCARD ALL: one statement in SQL is less of that
   CREATE OR REPLACE FUNCTION atlas_run.cause(text text, seal bytea) RETURNS pg_lsn
   LANGUAGE sql SECURITY DEFINER
   BEGIN ATOMIC
-    SELECT CASE WHEN pg_catalog.sha256(outer_pad || pg_catalog.sha256(inner_pad || pg_catalog.convert_to(
-                       'cause' || pg_catalog.chr(10) || session_user || pg_catalog.chr(10) || cause.text, 'UTF8')))
-                     IS NOT DISTINCT FROM cause.seal
+    SELECT CASE WHEN pg_catalog.octet_length(cause.seal) = {seal_bytes}
+                     AND pg_catalog.octet_length(cause.text) <= {most_cause_bytes}
                 THEN pg_catalog.pg_logical_emit_message(
                        true, {prefix}, pg_catalog.encode(cause.seal, 'hex') || cause.text)
-                ELSE atlas_kept.refuse() END
-    FROM atlas_kept.key;
+                ELSE atlas_kept.refuse() END;
   END;
 
   CREATE OR REPLACE FUNCTION atlas_run.publish(text text, seal bytea) RETURNS void
@@ -168,6 +173,8 @@ async def prepare(admin: AsyncConnection, sealer: Sealer) -> None:
             outer=sql.Literal(outer),
             version=sql.Literal(VERSION),
             prefix=sql.Literal(CAUSE_PREFIX),
+            seal_bytes=sql.Literal(SEAL_BYTES),
+            most_cause_bytes=sql.Literal(MAX_CAUSE_BYTES),
             most=sql.Literal(MAX_WAITING),
             most_bytes=sql.Literal(MAX_WAITING_BYTES),
             full=sql.Literal(FULL),

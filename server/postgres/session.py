@@ -6,6 +6,7 @@
                  └─ SqlError: rolled back and reset, idle again
 
     begin ─▶ execute … execute ── commit, rollback or SqlError ─▶ idle    a block: several statements in a transaction
+    ahead ─▶ execute …                                        in a block or not: what goes before in the same round trip
 
 `commit` sends Sync and DISCARD ALL in one write, so whatever a statement did to its session is gone before the next.
 Statements go through the extended protocol only: the server itself refuses two in one string.
@@ -143,6 +144,11 @@ class Session:
         ahead of its own, in one round trip, and drops their answers."""
         self._block = True
         self._queued = [_BEGIN, *statements]
+
+    def ahead(self, *statements: bytes) -> None:
+        """The next `execute`, in a block also `describe`, sends these (`wire.statement`) ahead of its own, in its
+        transaction and its round trip, and drops their answers."""
+        self._queued = [*self._queued, *statements]
 
     async def describe(self, sql: str, types: Sequence[int]) -> list[int]:
         """The parameters' types as the server infers them where `types` has 0. Nothing is run. SqlError; a block goes

@@ -8,10 +8,12 @@ from google.protobuf.json_format import MessageToJson
 
 from atlas.runs.v1 import runs_pb2, runs_service_pb2_grpc
 from atlas.runs.v1 import runs_service_pb2 as pb
+from server.dispatch.stopped import StoppedEvents
 from server.fields import is_id
 from server.functions.catalog import Catalog
 from server.rpc.access import principal
 from server.rpc.boundary import Context
+from server.rpc.stopped import fill_stopped
 from server.rpc.values import moment, timestamp
 from server.runs.reader import Filter, Reader
 from server.runs.record import RunRecord
@@ -22,8 +24,17 @@ EVENT_STREAM: Final = "text/event-stream"
 
 
 class RunService(runs_service_pb2_grpc.RunServiceServicer):
-    def __init__(self, reader: Reader, tail: Tail, catalog: Catalog, *, keepalive_s: float = KEEPALIVE_S) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        tail: Tail,
+        catalog: Catalog,
+        stopped: StoppedEvents,
+        *,
+        keepalive_s: float = KEEPALIVE_S,
+    ) -> None:
         self._reader = reader
+        self._stopped = stopped
         self._tail = tail
         self._catalog = catalog
         self._keepalive_s = keepalive_s
@@ -47,7 +58,10 @@ class RunService(runs_service_pb2_grpc.RunServiceServicer):
         return (await self._catalog.resolve(principal().project_id, function)).function.id
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> runs_pb2.Run:
-        return run_message(await self._reader.get(principal().project_id, request.run_id))
+        project_id = principal().project_id
+        shown = run_message(await self._reader.get(project_id, request.run_id))
+        fill_stopped(shown, await self._stopped.of(project_id, request.run_id))
+        return shown
 
     async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> runs_pb2.Run:
         return run_message(await self._reader.cancel(principal().project_id, request.run_id))

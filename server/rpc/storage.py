@@ -10,14 +10,18 @@ from server.errors import InvalidArgument
 from server.rpc.access import principal
 from server.rpc.boundary import Context, headers
 from server.rpc.storage_http import (
+    LENGTH_HEADER,
+    Headers,
     NotModified,
     OutOfRange,
     answer_headers,
+    is_head,
     may_replace,
     metadata_of,
     out_of_range,
     part_of,
     path_of,
+    require_modified,
 )
 from server.rpc.values import fill_from_json, timestamp, to_json
 from server.storage.buckets import Buckets
@@ -82,6 +86,8 @@ class StorageService(storage_service_pb2_grpc.StorageServiceServicer):
     async def GetObjectHttp(self, request: pb.GetObjectHttpRequest, context: Context) -> httpbody_pb2.HttpBody:
         sent = headers()
         try:
+            if is_head(sent):
+                return await self._head(request, sent, context)
             found = await self._storage.get(
                 principal().project_id,
                 request.bucket,
@@ -98,6 +104,15 @@ class StorageService(storage_service_pb2_grpc.StorageServiceServicer):
             return httpbody_pb2.HttpBody(content_type="application/json", data=body)
         await context.send_initial_metadata(answer_headers(found.object, found.part))
         return httpbody_pb2.HttpBody(content_type=found.object.content_type, data=found.content)
+
+    async def _head(self, request: pb.GetObjectHttpRequest, sent: Headers, context: Context) -> httpbody_pb2.HttpBody:
+        """NotModified."""
+        path = path_of(sent, request.path)
+        stored = await self._storage.info(principal().project_id, request.bucket, path, public_only=_public_only())
+        require_modified(sent, stored)
+        length = (LENGTH_HEADER, str(stored.size_bytes))
+        await context.send_initial_metadata((*answer_headers(stored), length))
+        return httpbody_pb2.HttpBody(content_type=stored.content_type)
 
     async def GetObjectInfo(self, request: pb.GetObjectInfoRequest, context: Context) -> storage_pb2.StoredObject:
         path = path_of(headers(), request.path)

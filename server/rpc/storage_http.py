@@ -15,6 +15,7 @@ from server.rpc.status import DOMAIN
 from server.storage.names import MAX_METADATA_BYTES, path_of_url
 from server.storage.records import Slice, StoredObject
 
+Headers = Mapping[str, str]
 Metadata = tuple[tuple[str, str], ...]
 
 METADATA: Final = "x-metadata"
@@ -27,7 +28,11 @@ SAFETY: Final[Metadata] = (
 """A content is its owner's text, not ours: a browser neither guesses its type nor runs what is in it, and asks again
 before it shows a copy."""
 
+LENGTH_HEADER: Final = "x-atlas-length"
+"""Of an answer to HEAD: the `content-length` that Envoy makes of it, without a content."""
+
 _ORIGINAL: Final = "x-envoy-original-path"
+_METHOD: Final = "x-envoy-original-method"
 _URL: Final = re.compile(r"/storage/v1/(?:object|info)/[^/]*/(.*)", re.DOTALL)
 _RANGE: Final = re.compile(r"bytes\s*=\s*(\d{1,15})?\s*-\s*(\d{1,15})?", re.ASCII | re.IGNORECASE)
 
@@ -48,14 +53,14 @@ class OutOfRange(Exception):
         self.stored = stored
 
 
-def path_of(headers: Mapping[str, str], in_message: str) -> str:
+def path_of(headers: Headers, in_message: str) -> str:
     """The object's path: of a REST call as its URL spells it, since Envoy decodes `%2F` and `%252F` to the same."""
     url, _, _ = headers.get(_ORIGINAL, "").partition("?")
     spelled = _URL.fullmatch(url)
     return in_message if spelled is None else path_of_url("path", spelled[1])
 
 
-def metadata_of(headers: Mapping[str, str]) -> bytes:
+def metadata_of(headers: Headers) -> bytes:
     """`x-metadata` as JSON text: it is base64 of that, or, beginning with a brace, that itself."""
     sent = headers.get(METADATA, "").strip()
     if sent.startswith("{"):
@@ -68,9 +73,20 @@ def metadata_of(headers: Mapping[str, str]) -> bytes:
         raise InvalidArgument(METADATA, f"{METADATA} must be base64 of a JSON object, or the object itself") from None
 
 
-def may_replace(headers: Mapping[str, str]) -> bool:
+def is_head(headers: Headers) -> bool:
+    return headers.get(_METHOD, "").upper() == "HEAD"
+
+
+def require_modified(headers: Headers, stored: StoredObject) -> None:
+    """NotModified when the caller has the object as it is."""
+    known = headers.get("if-none-match", "")
+    if known and (known.strip() == "*" or stored.etag in re.findall(r'"[^"]*"', known)):
+        raise NotModified(stored)
+
+
+def may_replace(headers: Headers) -> bool:
     """Whether a put may replace an object: PUT always, POST with `x-upsert: true`."""
-    if headers.get("x-envoy-original-method", "POST").upper() == "PUT":
+    if headers.get(_METHOD, "POST").upper() == "PUT":
         return True
     sent = headers.get(UPSERT, "false").strip().lower()
     if sent not in ("true", "false"):
@@ -78,14 +94,12 @@ def may_replace(headers: Mapping[str, str]) -> bool:
     return sent == "true"
 
 
-def part_of(headers: Mapping[str, str], stored: StoredObject) -> Slice | None:
+def part_of(headers: Headers, stored: StoredObject) -> Slice | None:
     """What of the object to answer; None is all. NotModified, OutOfRange.
 
     Only one range, and only while `If-Range` is the object's etag; anything else is answered whole, as RFC 9110 allows.
     """
-    known = headers.get("if-none-match", "")
-    if known and (known.strip() == "*" or stored.etag in re.findall(r'"[^"]*"', known)):
-        raise NotModified(stored)
+    require_modified(headers, stored)
     found = _RANGE.fullmatch(headers.get("range", "").strip())
     if found is None or headers.get("if-range", stored.etag).strip() != stored.etag:
         return None

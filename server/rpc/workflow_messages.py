@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from google.protobuf import struct_pb2
@@ -10,10 +10,14 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from atlas.workflows.v1 import workflows_pb2 as pb
+from server.dispatch.stopped import Found
 from server.errors import FunctionFailed
+from server.rpc.stopped import fill_stopped
 from server.rpc.values import fill_from_json, timestamp
 from server.workflows.records import Run, StepRecord
 from server.workflows.store import Workflow
+
+NOTHING: Final = Found()
 
 
 def workflow_message(workflow: Workflow) -> pb.Workflow:
@@ -32,16 +36,19 @@ def workflow_json(workflow: Workflow) -> bytes:
     return orjson.dumps(told | {"definition": definition})
 
 
-def run_message(run: Run, steps: list[StepRecord] | None = None) -> pb.WorkflowRun:
+def run_message(run: Run, steps: list[StepRecord] | None = None, stopped: Found = NOTHING) -> pb.WorkflowRun:
     message = _run(run)
+    fill_stopped(message, stopped)
     if steps is not None:
         message.steps.extend(step_message(step) for step in steps)
         _fill(message, "event", run.event)
     return message
 
 
-def run_json(run: Run, steps: list[StepRecord] | None = None) -> bytes:
-    told = _plain(_run(run))
+def run_json(run: Run, steps: list[StepRecord] | None = None, stopped: Found = NOTHING) -> bytes:
+    message = _run(run)
+    fill_stopped(message, stopped)
+    told = _plain(message)
     del told["steps"]
     if steps is not None:
         told["steps"] = [orjson.Fragment(step_json(step)) for step in steps]

@@ -7,6 +7,7 @@ from google.api.httpbody_pb2 import HttpBody as Body
 
 from atlas.workflows.v1 import workflows_pb2, workflows_service_pb2_grpc
 from atlas.workflows.v1 import workflows_service_pb2 as pb
+from server.dispatch.stopped import Found, StoppedEvents
 from server.events.json_text import Json
 from server.rpc import workflow_bodies as bodies
 from server.rpc.access import principal
@@ -21,7 +22,7 @@ from server.rpc.workflow_messages import (
     workflow_message,
 )
 from server.workflows.definition import Definition
-from server.workflows.records import Filter
+from server.workflows.records import Filter, Run, StepRecord
 from server.workflows.runs import Workflows
 from server.workflows.store import Definitions
 from server.workflows.watch import Watching
@@ -32,9 +33,16 @@ EVENT_STREAM: Final = "text/event-stream"
 
 class WorkflowService(workflows_service_pb2_grpc.WorkflowServiceServicer):
     def __init__(
-        self, definitions: Definitions, workflows: Workflows, watching: Watching, *, keepalive_s: float = KEEPALIVE_S
+        self,
+        definitions: Definitions,
+        workflows: Workflows,
+        watching: Watching,
+        stopped: StoppedEvents,
+        *,
+        keepalive_s: float = KEEPALIVE_S,
     ) -> None:
         self._definitions = definitions
+        self._stopped = stopped
         self._workflows = workflows
         self._watching = watching
         self._keepalive_s = keepalive_s
@@ -124,10 +132,15 @@ class WorkflowService(workflows_service_pb2_grpc.WorkflowServiceServicer):
         return pb.ListWorkflowRunsResponse(runs=found, next_page_token=page.next_page_token)
 
     async def GetWorkflowRun(self, request: pb.GetWorkflowRunRequest, context: Context) -> workflows_pb2.WorkflowRun:
-        return run_message(*await self._workflows.get(principal().project_id, request.run_id))
+        return run_message(*await self._shown(request.run_id))
 
     async def GetWorkflowRunHttp(self, request: pb.GetWorkflowRunHttpRequest, context: Context) -> Body:
-        return _json(run_json(*await self._workflows.get(principal().project_id, request.run_id)))
+        return _json(run_json(*await self._shown(request.run_id)))
+
+    async def _shown(self, run_id: str) -> tuple[Run, list[StepRecord], Found]:
+        project_id = principal().project_id
+        run, steps = await self._workflows.get(project_id, run_id)
+        return run, steps, await self._stopped.of(project_id, run_id)
 
     async def GetWorkflowStep(self, request: pb.GetWorkflowStepRequest, context: Context) -> workflows_pb2.WorkflowStep:
         return step_message(await self._workflows.step(principal().project_id, request.run_id, request.node_id))

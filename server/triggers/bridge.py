@@ -39,7 +39,7 @@ SIGNUP: Final = "auth.signup"
 LOGIN: Final = "auth.login"
 BRIDGE_KEYS: Final = ("table", "map", "login_column")
 
-_OPERATIONS: Final = {SIGNUP: "INSERT", LOGIN: "UPDATE"}
+OPERATIONS: Final = {SIGNUP: "INSERT", LOGIN: "UPDATE"}
 _WHEN: Final = {SIGNUP: "created_at", LOGIN: "logged_in_at"}
 _MEMBERS: Final = ("user_id", "email", "phone", "provider", "metadata")
 _DEFAULTS: Final[Mapping[str, str]] = MappingProxyType({"user_id": "id", "email": "email"})
@@ -59,7 +59,7 @@ class Bridge:
     @property
     def pattern(self) -> str:
         """The events that it listens to."""
-        return f"cdc.{_OPERATIONS[self.event_type]}.{escape(self.table)}"
+        return f"cdc.{OPERATIONS[self.event_type]}.{escape(self.table)}"
 
     def seen(self, envelope: Envelope) -> Envelope | None:
         """The auth event that a change of the table is, or None. Never raises."""
@@ -90,7 +90,7 @@ def bridge_of(event_type: str, config: Mapping[str, object], field: str = "confi
     """None without a `table`. InvalidArgument names the key that is wrong."""
     if not config.keys() & {*BRIDGE_KEYS}:
         return None
-    if event_type not in _OPERATIONS:
+    if event_type not in OPERATIONS:
         raise InvalidArgument(
             f"{field}.table", f"{field}.table can stand for {SIGNUP} or {LOGIN}; event_type is {shown(event_type)}"
         )

@@ -10,19 +10,23 @@ from typing import Final
 from psycopg.rows import class_row
 
 from server.clock import Clock, SystemClock
-from server.errors import InvalidArgument
+from server.errors import InvalidArgument, Unavailable
 from server.events.json_text import Json, read
 from server.fields import parse_id
 from server.functions.releases import take_turn
+from server.log import logger
 from server.paging import Page, at, request
 from server.postgres.changes import Changes
 from server.postgres.control import Connection, Pool, transaction
 from server.triggers import backfill
+from server.triggers.circles import Circles, Target
 from server.triggers.configuration import same_times
 from server.triggers.drafts import Draft, drafted, redrafted
 from server.triggers.rows import COLUMNS, Record, unknown
 from server.triggers.totals import require_room, total_of
 from server.triggers.warnings import stopped, warnings_of
+
+log = logger("triggers")
 
 KEEP_HOURS: Final = 72.0
 """How far a new trigger may reach back, unless told otherwise."""
@@ -50,6 +54,7 @@ class Triggers:
         self._changes = changes
         self._keep_hours = events_keep_hours
         self._clock = clock or SystemClock()
+        self._circles = Circles()
 
     async def create(self, project_id: str, members: Mapping[str, Json]) -> Record:
         """InvalidArgument names the member; its reason is TARGET_NOT_FOUND when the project has no such function or
@@ -72,10 +77,9 @@ class Triggers:
             await require_room(conn, project_id, total)
             if start is not None:
                 record = replace(record, backfill=await backfill.insert(conn, project_id, record.id, start))
-            record = await _warned(conn, record, draft)
             await self._announce(conn, record)
         await self._changes.fence()
-        return record
+        return await self._warned(record, draft)
 
     async def get(self, project_id: str, trigger_id: str) -> Record:
         """NotFound for an unknown id, as everywhere here."""
@@ -120,9 +124,8 @@ class Triggers:
                 _values(after),
             )
             await require_room(conn, project_id, total)
-            record = await _warned(conn, record, after)
         await self._changes.fence()
-        return record
+        return await self._warned(record, after)
 
     async def pause(self, project_id: str, trigger_id: str) -> Record:
         """Hold its events from now on. Idempotent."""
@@ -168,6 +171,19 @@ class Triggers:
         await self._announce(conn, record)
         return record
 
+    async def _warned(self, record: Record, draft: Draft) -> Record:
+        """It is stored by then; without warnings when the database is away."""
+        target = Target(draft.function_id, draft.workflow_id)
+        try:
+            async with transaction(self._pool) as conn:
+                found = await warnings_of(
+                    conn, self._circles, record.project_id, draft.event_type, draft.config.value, target
+                )
+        except Unavailable as why:
+            log.warning("triggers.unwarned", f"Whether a trigger feeds itself cannot be seen now: {why}", id=record.id)
+            return record
+        return replace(record, warnings=found)
+
     async def _announce(self, conn: Connection, record: Record) -> None:
         await self._changes.announce(conn, "trigger", f"{record.project_id}/{record.id}")
 
@@ -189,11 +205,6 @@ def _found(record: Record | None, trigger_id: str) -> Record:
     if record is None:
         raise unknown(trigger_id)
     return record
-
-
-async def _warned(conn: Connection, record: Record, draft: Draft) -> Record:
-    found = await warnings_of(conn, draft.event_type, draft.config.value, draft.workflow_id)
-    return replace(record, warnings=found) if found else record
 
 
 async def _require_target(conn: Connection, project_id: str, draft: Draft) -> None:

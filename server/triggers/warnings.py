@@ -1,20 +1,24 @@
-"""What a trigger that may be stored is warned of: that it feeds itself, where that can be seen.
+"""What a trigger that may be stored is warned of: that it feeds itself, alone or over others, where that can be seen.
 
-It can be seen of a workflow, whose event nodes say what they publish. What a function publishes or which rows it
-changes stands in its source, which nobody reads: there ATLAS_MAX_EVENT_DEPTH is what ends a circle. Conditions may
-well keep a trigger from answering what it causes, and often do, so that it is a warning and not an error.
+Conditions may well keep a trigger from answering what it causes, and often do, and of functions it is a guess: so it is
+a warning and not an error, and what ends a circle is ATLAS_MAX_EVENT_DEPTH.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from server.events.envelope import spelled
 from server.postgres.control import Connection
-from server.triggers.bridge import LOGIN, SIGNUP
-from server.triggers.patterns import matches
+from server.triggers.circles import Circles, Led, Target, Way, answers
 
 FEEDS_ITSELF: Final = "TRIGGER_FEEDS_ITSELF"
+CIRCLE: Final = "TRIGGER_CIRCLE"
+"""Over at least one other trigger."""
+
+MOST: Final = 10
+"""Warnings that it feeds itself."""
+
 STOPPED: Final = "EVENT_LOOP"
 """As the dead letters of what was stopped have it."""
 
@@ -38,14 +42,12 @@ class Caution:
 
 
 async def warnings_of(
-    conn: Connection, event_type: str, config: Mapping[str, Any], workflow_id: str | None
+    conn: Connection, circles: Circles, project_id: str, event_type: str, config: Mapping[str, Any], target: Target
 ) -> tuple[Caution, ...]:
     """Of a trigger as it is stored."""
-    if workflow_id is None or (event_type in (SIGNUP, LOGIN) and config.get("table")):
-        return ()
-    cursor = await conn.execute("SELECT definition FROM workflow_definitions WHERE id = %s", [workflow_id])
-    row = await cursor.fetchone()
-    return () if row is None else tuple(_feeding(event_type, row[0]))
+    heard = answers(event_type, config.get("table"), config.get("operations"))
+    ways = await circles.of(conn, project_id, heard, target)
+    return tuple(_feeding(way[0]) if len(way) == 1 else _circling(way) for way in ways[:MOST])
 
 
 async def stopped(conn: Connection, project_id: str, trigger_id: str) -> tuple[Caution, ...]:
@@ -59,21 +61,21 @@ async def stopped(conn: Connection, project_id: str, trigger_id: str) -> tuple[C
     return (Caution(STOPPED, message),)
 
 
-def _feeding(event_type: str, definition: object) -> Iterator[Caution]:
-    for node_id, published in _published(definition):
-        if matches(event_type, published):
-            yield Caution(
-                FEEDS_ITSELF,
-                f"The node {node_id} of the workflow publishes {published}, which this trigger answers: unless "
-                "conditions keep it from that, it feeds itself until ATLAS_MAX_EVENT_DEPTH ends it",
-            )
+def _feeding(led: Led) -> Caution:
+    feeds = "feeds" if led.sure else "may feed"
+    told = f"{_leads(led)}, which this trigger answers: unless conditions keep it from that, it {feeds} itself"
+    return Caution(FEEDS_ITSELF, f"{told[0].upper()}{told[1:]} until ATLAS_MAX_EVENT_DEPTH ends it")
 
 
-def _published(definition: object) -> Iterator[tuple[str, str]]:
-    """Event nodes by id, with the types that are written out. A definition that is something else has none."""
-    nodes = definition.get("nodes") if isinstance(definition, dict) else None
-    for node in nodes if isinstance(nodes, list) else []:
-        if isinstance(node, dict) and node.get("type") == "event" and isinstance(node.get("config"), dict):
-            event_type = node["config"].get("type")
-            if isinstance(event_type, str) and "{{" not in event_type:
-                yield str(node.get("id"))[:64], event_type
+def _circling(way: Way) -> Caution:
+    steps = [
+        f"{_leads(led)}, which {f'the trigger {led.heard_by}' if led.heard_by else 'this one'} answers" for led in way
+    ]
+    told = f"It may run in a circle: {'; '.join(steps)}. Unless conditions keep it from that, it goes on"
+    return Caution(CIRCLE, f"{told} until ATLAS_MAX_EVENT_DEPTH ends it")
+
+
+def _leads(led: Led) -> str:
+    if led.sure:
+        return f"{led.by} publishes {led.event_type}"
+    return f"the source of {led.by} seems to lead to {led.event_type}"

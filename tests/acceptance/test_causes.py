@@ -140,6 +140,9 @@ class TestLineage:
         ended(project, "done", 2)
         (warning,) = project.manage("GET", f"/triggers/{trigger['id']}").json()["warnings"]
         assert (warning["reason"], dead["id"] in warning["message"]) == ("EVENT_LOOP", True)
+        (stopped,) = project.record(run)["stopped_events"]
+        assert (stopped["event_id"], stopped["delivery_id"]) == ("deep", dead["id"])
+        assert stopped["message"] == dead["error"]["message"]
         again = project.manage("POST", f"/deliveries/{dead['id']}:replay", json={})
         assert again.status_code == 200, again.text
         (dead,) = ended(project, "dead", 1)
@@ -154,6 +157,20 @@ class TestLineage:
         (link,) = above["causes"]
         assert (link["run_id"], link["event_id"], link["delivery_id"]) == (run, "first", first["id"])
         assert above["causes_complete"] is True
+
+    async def test_a_workflows_run_says_what_was_stopped(self, project: Rest, bus: Client) -> None:
+        create(project, "order.paid")
+        base = f"/workflows/v1/projects/{project.project_id}"
+        definition = {"nodes": [{"id": "wait", "type": "delay", "config": {"seconds": 1}}], "edges": []}
+        key, body = project.service_key, {"name": "w", "definition": definition}
+        made = project.request("POST", f"{base}/definitions", key=key, json=body).json()
+        run = project.request("POST", f"{base}/definitions/{made['id']}:run", key=key, json={}).json()["id"]
+        cause = {"run_id": run, "depth": 8}
+        await bus.jetstream().publish(PREFIX + "order.paid", envelope(project, "order.paid", 1, id="deep", cause=cause))
+        (dead,) = ended(project, "dead", 1)
+        shown = project.request("GET", f"{base}/runs/{run}", key=key).json()
+        assert [each["delivery_id"] for each in shown["stopped_events"]] == [dead["id"]]
+        assert (shown["more_stopped_events"], shown["steps"][0]["node_id"]) == (False, "wait")
 
 
 class TestThePast:
@@ -323,19 +340,23 @@ def test_rows_that_a_function_writes(project: Rest) -> None:
     ended(project, "done", 1)
     (signup,) = inputs(project)
     assert signup["data"] == {"user_id": "7", "email": "ada@example.com"}
-    assert project.invoke("sql", {"sql": "INSERT INTO circle VALUES (0)"}).status_code == 200
+    begun = project.invoke("sql", {"sql": "INSERT INTO circle VALUES (0)"})
+    assert begun.status_code == 200
     (dead,) = ended(project, "dead", 1)
     assert dead["error"]["reason"] == "EVENT_LOOP"
-    ended(project, "done", 8, event_type="cdc.INSERT.circle")
+    ended(project, "done", 7, event_type="cdc.INSERT.circle")
     told = project.manage("GET", f"/events/{quote(dead['event_id'], safe='')}/lineage").json()
     assert [each["depth"] for each in told["causes"]] == [*range(8, 0, -1)]
     assert told["causes_complete"] is True
-    first = told["causes"][-1]["event_id"]
+    *_, second, by_hand = told["causes"]
+    assert (by_hand["run_id"], by_hand["event_id"]) == (begun.headers["atlas-run-id"], "")
+    first = second["event_id"]
     below = project.manage("GET", f"/events/{quote(first, safe='')}/lineage").json()["event"]
     levels = 0
     while below["deliveries"][0]["events"]:
         below, levels = below["deliveries"][0]["events"][0], levels + 1
-    assert levels == 8
+    assert levels == 7
+    assert len(project.record(told["causes"][0]["run_id"])["stopped_events"]) == 1
 
 
 async def test_a_workflow_that_feeds_itself_is_named(running_stack: Stack, project: Rest) -> None:

@@ -52,8 +52,37 @@ def test_an_event_runs_what_it_should_and_is_found_again(receipt: Program) -> No
     assert shown["event"]["data"] == {"amount": 120.50}
     assert shown["history"][0]["outcome"] == "ok"
     assert "ok  run" in receipt.run("deliveries", "get", delivery["id"]).stdout
+    assert f"done ok  trigger {trigger_id}  run " in receipt.run("events", "lineage", event_id).stdout
+    tested = receipt.json("triggers", "backtest", trigger_id, "--since", "1h")
+    assert (tested["looked_at"], tested["fired"], tested["samples"][0]["event_id"]) == (2, 1, event_id)
+    draft = ("--on", "order.told", "--when", "amount", "lt", "100", "--since", "1h")
+    assert receipt.json("triggers", "backtest", *draft)["fired"] == 1
+    assert isinstance(receipt.json("events", "parked")["messages"], list)
     receipt.run("triggers", "delete", trigger_id)
     receipt.run("triggers", "get", trigger_id, code=3)
+
+
+def test_a_trigger_that_may_feed_itself_is_named(program: Program) -> None:
+    (program.folder / "again.js").write_text("export default () => atlas.events.publish('order.again', 1);\n")
+    program.run("deploy", "again.js")
+    made = program.run("triggers", "create", "--on", "order.>", "--function", "again", "--disabled")
+    assert "Warning: The source of the function again seems to lead to order.again" in made.stderr
+
+
+def test_objects_there_and_back(program: Program) -> None:
+    content = bytes(range(256)) * 100
+    (program.folder / "cat.jpg").write_bytes(content)
+    program.run("storage", "put", "cli-photos/2026/a cat%20.jpg", "cat.jpg", "--metadata", '{"by": "Ada"}')
+    (shown,) = program.json("storage", "ls", "cli-photos/2026/")["objects"]
+    assert (shown["path"], shown["size"], shown["content_type"]) == ("2026/a cat%20.jpg", 25_600, "image/jpeg")
+    assert program.json("storage", "get", "cli-photos/2026/a cat%20.jpg")["metadata"] == {"by": "Ada"}
+    program.run("storage", "get", "cli-photos/2026/a cat%20.jpg", "-o", "copy.jpg")
+    assert (program.folder / "copy.jpg").read_bytes() == content
+    program.run("storage", "put", "cli-photos/2026/a cat%20.jpg", "cat.jpg", "--new", code=3)
+    program.run("storage", "put", "cli-photos/note.txt", "-", stdin="hello")
+    assert program.run("storage", "get", "cli-photos/note.txt").stdout == "hello"
+    program.run("storage", "rm", "cli-photos/2026/a cat%20.jpg", "cli-photos/note.txt")
+    program.run("storage", "get", "cli-photos/note.txt", code=3)
 
 
 def test_what_is_held_runs_later_and_a_dead_letter_again(receipt: Program) -> None:

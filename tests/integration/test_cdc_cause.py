@@ -36,6 +36,7 @@ async def host(database: Database, valkey_url: str, project: str) -> AsyncIterat
 async def test_changes_of_a_run_have_its_cause_and_others_none(
     relay: Relay, stored: Stored, person: AsyncConnection, project: str, host: InvocationHost
 ) -> None:
+    by_hand = host._api.for_invocation(project, LIMITS, origin=Origin(run_id=RUN))
     await run(person, "CREATE TABLE t (n int)", "INSERT INTO t VALUES (1)")
     await ask(host, "db.query", "INSERT INTO t VALUES ($1)", [2])
     held = await begin(host)
@@ -46,14 +47,31 @@ async def test_changes_of_a_run_have_its_cause_and_others_none(
     await held
     await ask(host, "db.query", "TRUNCATE t")
     await run(person, "INSERT INTO t VALUES (5)")
-    events = await stored.of(project, 7)
-    assert [event.cause for event in events] == [None, *[CAUSE] * 5, None]
+    await ask(by_hand, "db.query", "INSERT INTO t VALUES (6)")
+    events = await stored.of(project, 8)
+    assert [event.cause for event in events] == [None, *[CAUSE] * 5, None, Cause(run_id=RUN, depth=1)]
+
+
+async def test_a_tenant_cannot_make_one_up(
+    relay: Relay, stored: Stored, person: AsyncConnection, project: str, tenants: Tenants
+) -> None:
+    """Neither without a seal nor with that of another project, nor is there a second try in a transaction."""
+    told = cause.told(Cause(run_id=RUN, depth=1))
+    await run(person, "CREATE TABLE t (n int)")
+    own, other = (tenants.sealer.seal("cause", role, told) for role in (schema_of(project), schema_of(RUN)))
+    for number, seals in enumerate(([b"0" * 32], [other], [other, own], [own])):
+        async with person.transaction():
+            for seal in seals:
+                await person.execute("SELECT atlas_run.cause(%s, %s)", [told, seal])
+            await person.execute("INSERT INTO t VALUES (%s)", [number])
+    events = await stored.of(project, 4)
+    assert [event.cause and event.cause.depth for event in events] == [None, None, None, 1]
 
 
 async def test_a_tenant_cannot_say_less_of_its_run(
     relay: Relay, stored: Stored, person: AsyncConnection, project: str, host: InvocationHost, tenants: Tenants
 ) -> None:
-    """Not even with a seal of an earlier run of its own; and with that of another project not even with psql."""
+    """Not even with a seal of an earlier run of its own."""
     await run(person, "CREATE TABLE t (n int)")
     told = cause.told(Cause(run_id=RUN, depth=1))
     seal = "\\x" + tenants.sealer.seal("cause", schema_of(project), told).hex()

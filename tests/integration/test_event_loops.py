@@ -10,11 +10,13 @@ from server.dispatch import lineage
 from server.dispatch.lineage import Chain, Link
 from server.dispatch.loops import MOST_TOLD, Loops, told
 from server.dispatch.replay import Replayer
+from server.dispatch.stopped import MOST, Found, StoppedEvents
 from server.events.envelope import Cause
 from server.invocations.invoke import Call
 from server.postgres.control import transaction
 from server.runs import rows
 from tests.fix_dispatch import SETTINGS, TYPE, Answer, Site
+from tests.fix_ledger import insert_delivery
 from tests.fix_runs import a_record, a_run, eventually
 
 DEPTH = SETTINGS.max_event_depth
@@ -81,6 +83,33 @@ async def test_a_replay_ends_the_same_way(site: Site) -> None:
 
     assert (await eventually(dead_again))["error"]["reason"] == "EVENT_LOOP"
     assert len(ran) == DEPTH
+
+
+async def test_the_run_says_what_of_it_was_stopped_as_long_as_it_is(site: Site) -> None:
+    trigger_id, _, ran = await a_circle(site)
+    row = await dead_letter(site)
+    await site.until({"done": DEPTH, "dead": 1})
+    asked = StoppedEvents(site.pool)
+    (told,) = (await asked.of(site.project_id, ran[-1])).stopped
+    assert (told.delivery_id, told.trigger_id, told.event_id) == (row["id"], trigger_id, f"event-{DEPTH}")
+    assert (told.event_type, told.message) == (TYPE, row["error"]["message"])
+    nothing = Found([], more=False)
+    assert await asked.of(site.project_id, ran[-2]) == nothing
+    assert await asked.of(str(uuid4()), ran[-1]) == nothing
+    async with transaction(site.pool) as conn:
+        await conn.execute("UPDATE deliveries SET state = 'done' WHERE id = %s", [row["id"]])
+    assert await asked.of(site.project_id, ran[-1]) == nothing
+
+
+async def test_a_run_that_caused_thousands_tells_the_first(site: Site) -> None:
+    run, error = str(uuid4()), {"reason": "EVENT_LOOP", "message": "circle"}
+    async with transaction(site.pool) as conn:
+        for number in range(MOST + 1):
+            await insert_delivery(conn, site.project_id, str(uuid4()), event_id=f"e{number:02}", error=error)
+        await conn.execute("UPDATE delivered_events SET cause_run = %s, stored_at = now()", [run])
+    found = await StoppedEvents(site.pool).of(site.project_id, run)
+    assert [each.event_id for each in found.stopped] == [f"e{number:02}" for number in range(MOST)]
+    assert found.more
 
 
 async def test_an_event_below_the_limit_runs(site: Site) -> None:

@@ -18,6 +18,7 @@ from atlas.runs.v1 import runs_pb2
 from atlas.runs.v1 import runs_service_pb2 as pb
 from atlas.runs.v1.runs_service_pb2_grpc import RunServiceStub, add_RunServiceServicer_to_server
 from engines.contract import LogLine, Metrics, Result
+from server.dispatch.stopped import StoppedEvents
 from server.errors import NotFound
 from server.events.bus import EventBus
 from server.functions.catalog import Catalog
@@ -89,7 +90,8 @@ async def stub(
     peers = Peers(bus, running)
     await peers.start()
     server = grpc.aio.server()
-    service = RunService(Reader(pool, peers, NoQueue()), tail, cast(Catalog, OneFunction()), keepalive_s=QUICK_S)
+    reader, catalog = Reader(pool, peers, NoQueue()), cast(Catalog, OneFunction())
+    service = RunService(reader, tail, catalog, StoppedEvents(pool), keepalive_s=QUICK_S)
     Boundary(server, Gate(Keys(project_id), "a" * 40)).add(add_RunServiceServicer_to_server, service)
     socket = stack_dir / f"{uuid4().hex[:8]}.sock"
     server.add_insecure_port(f"unix:{socket}")

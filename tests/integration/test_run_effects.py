@@ -35,6 +35,12 @@ async def host(hosts: HostApi, project: str) -> InvocationHost:
     return hosts.for_invocation(project, LIMITS, origin=ORIGIN)
 
 
+@pytest.fixture
+def by_hand(hosts: HostApi, host: InvocationHost) -> InvocationHost:
+    """Of a run that no event started, in the same project."""
+    return hosts.for_invocation(host._project_id, LIMITS, origin=Origin(run_id=RUN))
+
+
 def _nested(levels: int) -> object:
     value: object = 1
     for _ in range(levels):
@@ -116,12 +122,48 @@ class TestCause:
         assert await ask(host, "db.query", "SELECT n FROM t WHERE n::text = $1", [1]) == [{"n": 1}]
         assert before == await (await admin.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())")).fetchone()
 
-    async def test_a_run_that_no_event_started_has_none(
-        self, hosts: HostApi, host: InvocationHost, decoded: Decoded
+    @pytest.mark.parametrize(
+        "sql",
+        [
+            "INSERT INTO t VALUES ($1)",
+            "/* a */ merge INTO t USING (VALUES ($1::int)) AS v (n) ON false WHEN NOT MATCHED THEN INSERT VALUES (v.n)",
+            "WITH a AS (INSERT INTO t VALUES ($1) RETURNING n) SELECT n::text FROM a",
+        ],
+    )
+    async def test_a_run_that_no_event_started_has_its_own(
+        self, by_hand: InvocationHost, decoded: Decoded, tenants: Tenants, sql: str
     ) -> None:
-        other = hosts.for_invocation(host._project_id, LIMITS, origin=Origin(run_id=RUN))
-        await ask(other, "db.query", "INSERT INTO t VALUES (1)")
+        await ask(by_hand, "db.query", sql, [1])
+        lines = await decoded.lines()
+        assert [line[:7] for line in lines] == ["BEGIN", "message", "table p", "COMMIT"]
+        assert self.read(lines, tenants, schema_of(by_hand._project_id)) == [Cause(run_id=RUN, depth=1)]
+        await ask(by_hand, "db.query", "CREATE TABLE words (w text)")
+        await decoded.lines()
+        await ask(by_hand, "db.query", "INSERT INTO words VALUES ($1)", [5])  # whose type is asked for
+        assert [line[:7] for line in await decoded.lines()] == ["BEGIN", "message", "table p", "COMMIT"]
+
+    async def test_a_transaction_of_a_run_that_no_event_started_tells_it_with_its_first_change(
+        self, by_hand: InvocationHost, decoded: Decoded
+    ) -> None:
+        for changes in (0, 2):
+            held = await begin(by_hand, changes)
+            assert await ask(by_hand, "tx.query", changes, "SELECT n FROM t WHERE n = $1", [7]) == []
+            for _ in range(changes):
+                await ask(by_hand, "tx.query", changes, "INSERT INTO t VALUES ($1)", [7])
+            await ask(by_hand, "tx.commit", changes)
+            await held
+            found = [line[:7] for line in await decoded.lines()]
+            assert found == (["BEGIN", "message", "table p", "table p", "COMMIT"] if changes else [])
+
+    async def test_a_run_that_no_event_started_may_end_transactions_itself(
+        self, by_hand: InvocationHost, decoded: Decoded
+    ) -> None:
+        body = "BEGIN INSERT INTO t VALUES (1); COMMIT; END"
+        await ask(by_hand, "db.query", f"CREATE PROCEDURE ending() LANGUAGE plpgsql AS '{body}'")
+        await decoded.lines()
+        await ask(by_hand, "db.query", "CALL ending()")
         assert [line[:7] for line in await decoded.lines()] == ["BEGIN", "table p", "COMMIT"]
+        await ask(by_hand, "db.query", "VACUUM t")
 
     @pytest.mark.parametrize("sql", ["COMMIT", "CALL ending()", "DO 'BEGIN COMMIT; INSERT INTO t VALUES (1); END'"])
     async def test_it_cannot_be_left_behind(self, host: InvocationHost, decoded: Decoded, sql: str) -> None:

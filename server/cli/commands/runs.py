@@ -12,7 +12,7 @@ from engines.contract import Outcome
 from server.cli.client import Client
 from server.cli.moments import Moment
 from server.cli.output import plain, when
-from server.cli.report import COLUMNS, log_lines, metrics_line, outcome_of, row
+from server.cli.report import COLUMNS, log_lines, metrics_line, outcome_of, row, stopped_lines
 from server.cli.session import Session, options
 
 PAGE: int = 200
@@ -97,4 +97,5 @@ def _details(found: pb.Run) -> Iterator[str]:
     for name, value in (("request", found.request_id), ("trace", found.trace_id)):
         if value:
             yield f"{name} {value}"
+    yield from stopped_lines(found)
     yield from log_lines(found)

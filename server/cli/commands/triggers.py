@@ -9,6 +9,7 @@ import click
 from atlas.triggers.v1 import triggers_pb2 as pb
 from atlas.triggers.v1 import triggers_service_pb2 as service
 from server.cli.client import Client, json_body
+from server.cli.commands.backtest import backtest
 from server.cli.json_input import json_text, object_text
 from server.cli.output import plain
 from server.cli.session import Session, options
@@ -28,6 +29,7 @@ def triggers(context: click.Context, session: Session) -> None:
     atlas triggers create --on order.paid --function receipt --when amount gt 100
     atlas triggers create --schedule "0 6 * * *" --timezone Europe/Berlin --function report
     atlas triggers explain order.paid --data '{"amount": 99}'
+    atlas triggers backtest --on order.paid --when amount gt 100 --since 1d
     atlas triggers pause 7f1c…
     """
     if context.invoked_subcommand is not None:
@@ -169,6 +171,9 @@ def preview(session: Session, trigger_id: str | None, count: int, **given: Any) 
     return session.out.table(("UTC", told.timezone), ((run.at.ToJsonString(), run.local) for run in told.runs))
 
 
+triggers.add_command(backtest)
+
+
 def _every(client: Client) -> Iterator[dict[str, Any]]:
     request = service.ListTriggersHttpRequest(project_id=client.project_id, page_size=PAGE)
     while True:
@@ -188,7 +193,10 @@ def _get(client: Client, trigger_id: str) -> dict[str, Any]:
 def _tell(session: Session, trigger: dict[str, Any], done: str) -> None:
     if session.out.json:
         return session.out.document(trigger)
-    return session.out.text(f"{done} {trigger['id']}: {_event(trigger)}, {_state(trigger)}")
+    session.out.text(f"{done} {trigger['id']}: {_event(trigger)}, {_state(trigger)}")
+    for warning in trigger.get("warnings", ()):
+        session.out.note(f"Warning: {warning['message']}")
+    return None
 
 
 def _event(trigger: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from server.cli.json_input import json_text
 from server.cli.moments import Moment
 from server.cli.output import plain, when
 from server.cli.problems import FUNCTION_FAILED
+from server.cli.report import stopped_lines
 from server.cli.session import Session, options
 
 PAGE: int = 200
@@ -82,6 +83,8 @@ def show(session: Session, run_id: str) -> None:
     found = client.call(client.workflows.GetWorkflowRun, request)
     session.out.text(f"{_ending(found)}  version {found.version} of {found.workflow_id}")
     session.out.text(f"began {when(found.created_at)}, ended {when(found.finished_at) or 'not yet'}")
+    for line in stopped_lines(found):
+        session.out.text(line)
     rows = ((item.node_id, item.type, item.state, item.attempts, item.error.message) for item in found.steps)
     return session.out.table(("STEP", "TYPE", "STATE", "ATTEMPTS", "ERROR"), rows)
 

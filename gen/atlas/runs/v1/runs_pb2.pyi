@@ -42,6 +42,8 @@ class Run(_message.Message):
     TRACE_ID_FIELD_NUMBER: _builtins.int
     LOGS_FIELD_NUMBER: _builtins.int
     LOGS_TRUNCATED_FIELD_NUMBER: _builtins.int
+    STOPPED_EVENTS_FIELD_NUMBER: _builtins.int
+    MORE_STOPPED_EVENTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID; `ctx.invocation_id` of the function."""
     project_id: _builtins.str
@@ -68,6 +70,8 @@ class Run(_message.Message):
     """W3C trace id, 32 hex digits, when the caller sent a `traceparent` or tracing is on."""
     logs_truncated: _builtins.bool
     """Whether the console had more than is kept."""
+    more_stopped_events: _builtins.bool
+    """Whether more was stopped than `stopped_events` has."""
     @_builtins.property
     def error(self) -> Global___RunError:
         """What was thrown, or which limit was met."""
@@ -83,6 +87,10 @@ class Run(_message.Message):
     @_builtins.property
     def logs(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogLine]:
         """Console lines, oldest first; at most 64 KiB of text. Only in GetRun and in tails."""
+
+    @_builtins.property
+    def stopped_events(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoppedEvent]:
+        """What it led to and what was stopped, the oldest 20. Only in GetRun; as the ledger has it now."""
 
     def __init__(
         self,
@@ -104,10 +112,12 @@ class Run(_message.Message):
         trace_id: _builtins.str = ...,
         logs: _abc.Iterable[Global___LogLine] | None = ...,
         logs_truncated: _builtins.bool = ...,
+        stopped_events: _abc.Iterable[Global___StoppedEvent] | None = ...,
+        more_stopped_events: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "error", b"error", "finished_at", b"finished_at", "metrics", b"metrics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "error", b"error", "finished_at", b"finished_at", "function_id", b"function_id", "id", b"id", "logs", b"logs", "logs_truncated", b"logs_truncated", "metrics", b"metrics", "outcome", b"outcome", "project_id", b"project_id", "request_id", b"request_id", "runtime", b"runtime", "slug", b"slug", "state", b"state", "trace_id", b"trace_id", "trigger", b"trigger", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "error", b"error", "finished_at", b"finished_at", "function_id", b"function_id", "id", b"id", "logs", b"logs", "logs_truncated", b"logs_truncated", "metrics", b"metrics", "more_stopped_events", b"more_stopped_events", "outcome", b"outcome", "project_id", b"project_id", "request_id", b"request_id", "runtime", b"runtime", "slug", b"slug", "state", b"state", "stopped_events", b"stopped_events", "trace_id", b"trace_id", "trigger", b"trigger", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -211,3 +221,43 @@ class LogLine(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LogLine: _TypeAlias = LogLine  # noqa: Y015
+
+@_typing.final
+class StoppedEvent(_message.Message):
+    """An event that a run published or changed rows with, and that one of its triggers did not get, because too many runs
+    had led to it: a dead letter with the reason EVENT_LOOP.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    EVENT_TYPE_FIELD_NUMBER: _builtins.int
+    TRIGGER_ID_FIELD_NUMBER: _builtins.int
+    DELIVERY_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """Id of the event."""
+    event_type: _builtins.str
+    """Such as `order.paid`."""
+    trigger_id: _builtins.str
+    """UUID of the trigger that did not get it."""
+    delivery_id: _builtins.str
+    """UUID of the delivery, which is dead."""
+    message: _builtins.str
+    """Why, with ATLAS_MAX_EVENT_DEPTH and the chain of runs that led to the event; at most 2,000 characters."""
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+        event_type: _builtins.str = ...,
+        trigger_id: _builtins.str = ...,
+        delivery_id: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery_id", b"delivery_id", "event_id", b"event_id", "event_type", b"event_type", "message", b"message", "trigger_id", b"trigger_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoppedEvent: _TypeAlias = StoppedEvent  # noqa: Y015

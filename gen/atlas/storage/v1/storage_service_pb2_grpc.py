@@ -182,7 +182,7 @@ class StorageServiceServicer:
     def GetObjectHttp(self, request, context):
         """For REST: the content, with `etag`, `last-modified`, `repr-digest` and, if it has any, `x-metadata`. `Range` with one
         range is answered 206 with `content-range`, or 416 when it lies behind the end; `If-None-Match` 304 when it matches.
-        Browsers are told neither to guess the type nor to run anything.
+        Browsers are told neither to guess the type nor to run anything. HEAD answers the same headers, whatever `Range` is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -67,7 +67,7 @@ class StorageServiceStub:
     GetObjectHttp: _grpc.UnaryUnaryMultiCallable[_storage_service_pb2.GetObjectHttpRequest, _httpbody_pb2.HttpBody]
     """For REST: the content, with `etag`, `last-modified`, `repr-digest` and, if it has any, `x-metadata`. `Range` with one
     range is answered 206 with `content-range`, or 416 when it lies behind the end; `If-None-Match` 304 when it matches.
-    Browsers are told neither to guess the type nor to run anything.
+    Browsers are told neither to guess the type nor to run anything. HEAD answers the same headers, whatever `Range` is.
     """
     GetObjectInfo: _grpc.UnaryUnaryMultiCallable[_storage_service_pb2.GetObjectInfoRequest, _storage_pb2.StoredObject]
     """An object without its content. NOT_FOUND, also when the key may not read it."""
@@ -112,7 +112,7 @@ class StorageServiceAsyncStub(StorageServiceStub):
     GetObjectHttp: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.GetObjectHttpRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """For REST: the content, with `etag`, `last-modified`, `repr-digest` and, if it has any, `x-metadata`. `Range` with one
     range is answered 206 with `content-range`, or 416 when it lies behind the end; `If-None-Match` 304 when it matches.
-    Browsers are told neither to guess the type nor to run anything.
+    Browsers are told neither to guess the type nor to run anything. HEAD answers the same headers, whatever `Range` is.
     """
     GetObjectInfo: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.GetObjectInfoRequest, _storage_pb2.StoredObject]  # type: ignore[assignment]
     """An object without its content. NOT_FOUND, also when the key may not read it."""
@@ -208,7 +208,7 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
         """For REST: the content, with `etag`, `last-modified`, `repr-digest` and, if it has any, `x-metadata`. `Range` with one
         range is answered 206 with `content-range`, or 416 when it lies behind the end; `If-None-Match` 304 when it matches.
-        Browsers are told neither to guess the type nor to run anything.
+        Browsers are told neither to guess the type nor to run anything. HEAD answers the same headers, whatever `Range` is.
         """
 
     @_abc_1.abstractmethod

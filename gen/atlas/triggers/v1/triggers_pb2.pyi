@@ -198,8 +198,9 @@ class Warning(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Stable: TRIGGER_FEEDS_ITSELF, the workflow publishes what the trigger answers; EVENT_LOOP, it was stopped because
-    triggers ran in a circle.
+    """Stable: TRIGGER_FEEDS_ITSELF, its workflow publishes what the trigger answers, or the source of a function seems to
+    lead to it; TRIGGER_CIRCLE, other triggers seem to lead back to it; EVENT_LOOP, it was stopped because triggers ran
+    in a circle.
     """
     message: _builtins.str
     """For people."""

@@ -22,25 +22,26 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from atlas.runs.v1 import runs_pb2 as atlas_dot_runs_dot_v1_dot_runs__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"atlas/workflows/v1/workflows.proto\x12\x12\x61tlas.workflows.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd6\x01\n\x08Workflow\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x05\x12+\n\ndefinition\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe1\x02\n\x0bWorkflowRun\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x05\x12\r\n\x05state\x18\x05 \x01(\t\x12\x12\n\ntrigger_id\x18\x06 \x01(\t\x12\x30\n\x05\x65rror\x18\x07 \x01(\x0b\x32!.atlas.workflows.v1.WorkflowError\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x05steps\x18\n \x03(\x0b\x32 .atlas.workflows.v1.WorkflowStep\x12%\n\x05\x65vent\x18\x0b \x01(\x0b\x32\x16.google.protobuf.Value\"\x9d\x03\n\x0cWorkflowStep\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x05\x12*\n\x06\x64ue_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x05input\x18\x06 \x01(\x0b\x32\x16.google.protobuf.Value\x12&\n\x06output\x18\x07 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x0f\n\x07omitted\x18\x08 \x01(\x08\x12\x30\n\x05\x65rror\x18\t \x01(\x0b\x32!.atlas.workflows.v1.WorkflowError\x12\x30\n\x07history\x18\n \x03(\x0b\x32\x1f.atlas.workflows.v1.StepAttempt\x12,\n\x08\x62\x65gan_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc5\x01\n\x0bStepAttempt\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12,\n\x08\x62\x65gan_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x05\x65rror\x18\x04 \x01(\x0b\x32!.atlas.workflows.v1.WorkflowError\x12\x15\n\rinvocation_id\x18\x05 \x01(\t\"A\n\rWorkflowError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"atlas/workflows/v1/workflows.proto\x12\x12\x61tlas.workflows.v1\x1a\x18\x61tlas/runs/v1/runs.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd6\x01\n\x08Workflow\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x05\x12+\n\ndefinition\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb3\x03\n\x0bWorkflowRun\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x05\x12\r\n\x05state\x18\x05 \x01(\t\x12\x12\n\ntrigger_id\x18\x06 \x01(\t\x12\x30\n\x05\x65rror\x18\x07 \x01(\x0b\x32!.atlas.workflows.v1.WorkflowError\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x05steps\x18\n \x03(\x0b\x32 .atlas.workflows.v1.WorkflowStep\x12%\n\x05\x65vent\x18\x0b \x01(\x0b\x32\x16.google.protobuf.Value\x12\x33\n\x0estopped_events\x18\x0c \x03(\x0b\x32\x1b.atlas.runs.v1.StoppedEvent\x12\x1b\n\x13more_stopped_events\x18\r \x01(\x08\"\x9d\x03\n\x0cWorkflowStep\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x05\x12*\n\x06\x64ue_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x05input\x18\x06 \x01(\x0b\x32\x16.google.protobuf.Value\x12&\n\x06output\x18\x07 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x0f\n\x07omitted\x18\x08 \x01(\x08\x12\x30\n\x05\x65rror\x18\t \x01(\x0b\x32!.atlas.workflows.v1.WorkflowError\x12\x30\n\x07history\x18\n \x03(\x0b\x32\x1f.atlas.workflows.v1.StepAttempt\x12,\n\x08\x62\x65gan_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc5\x01\n\x0bStepAttempt\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12,\n\x08\x62\x65gan_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x05\x65rror\x18\x04 \x01(\x0b\x32!.atlas.workflows.v1.WorkflowError\x12\x15\n\rinvocation_id\x18\x05 \x01(\t\"A\n\rWorkflowError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'atlas.workflows.v1.workflows_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKFLOW']._serialized_start=122
-  _globals['_WORKFLOW']._serialized_end=336
-  _globals['_WORKFLOWRUN']._serialized_start=339
-  _globals['_WORKFLOWRUN']._serialized_end=692
-  _globals['_WORKFLOWSTEP']._serialized_start=695
-  _globals['_WORKFLOWSTEP']._serialized_end=1108
-  _globals['_STEPATTEMPT']._serialized_start=1111
-  _globals['_STEPATTEMPT']._serialized_end=1308
-  _globals['_WORKFLOWERROR']._serialized_start=1310
-  _globals['_WORKFLOWERROR']._serialized_end=1375
+  _globals['_WORKFLOW']._serialized_start=148
+  _globals['_WORKFLOW']._serialized_end=362
+  _globals['_WORKFLOWRUN']._serialized_start=365
+  _globals['_WORKFLOWRUN']._serialized_end=800
+  _globals['_WORKFLOWSTEP']._serialized_start=803
+  _globals['_WORKFLOWSTEP']._serialized_end=1216
+  _globals['_STEPATTEMPT']._serialized_start=1219
+  _globals['_STEPATTEMPT']._serialized_end=1416
+  _globals['_WORKFLOWERROR']._serialized_start=1418
+  _globals['_WORKFLOWERROR']._serialized_end=1483
 # @@protoc_insertion_point(module_scope)

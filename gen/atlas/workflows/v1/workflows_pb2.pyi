@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from atlas.runs.v1 import runs_pb2 as _runs_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -85,6 +86,8 @@ class WorkflowRun(_message.Message):
     FINISHED_AT_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
+    STOPPED_EVENTS_FIELD_NUMBER: _builtins.int
+    MORE_STOPPED_EVENTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID."""
     project_id: _builtins.str
@@ -97,6 +100,8 @@ class WorkflowRun(_message.Message):
     """`running`, `succeeded`, `failed` or `cancelled`."""
     trigger_id: _builtins.str
     """UUID of the trigger that started it; empty of a run by API."""
+    more_stopped_events: _builtins.bool
+    """Whether more was stopped than `stopped_events` has."""
     @_builtins.property
     def error(self) -> Global___WorkflowError:
         """Why it failed."""
@@ -113,6 +118,12 @@ class WorkflowRun(_message.Message):
     def event(self) -> _struct_pb2.Value:
         """The event that started it, its trigger data. Only in GetWorkflowRun, and not when it is larger than 8 KiB."""
 
+    @_builtins.property
+    def stopped_events(self) -> _containers.RepeatedCompositeFieldContainer[_runs_pb2.StoppedEvent]:
+        """What its event nodes led to and what was stopped, the oldest 20; runs of its function nodes have their own. Only in
+        GetWorkflowRun; as the ledger has it now.
+        """
+
     def __init__(
         self,
         *,
@@ -127,10 +138,12 @@ class WorkflowRun(_message.Message):
         finished_at: _timestamp_pb2.Timestamp | None = ...,
         steps: _abc.Iterable[Global___WorkflowStep] | None = ...,
         event: _struct_pb2.Value | None = ...,
+        stopped_events: _abc.Iterable[_runs_pb2.StoppedEvent] | None = ...,
+        more_stopped_events: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "error", b"error", "event", b"event", "finished_at", b"finished_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "error", b"error", "event", b"event", "finished_at", b"finished_at", "id", b"id", "project_id", b"project_id", "state", b"state", "steps", b"steps", "trigger_id", b"trigger_id", "version", b"version", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "error", b"error", "event", b"event", "finished_at", b"finished_at", "id", b"id", "more_stopped_events", b"more_stopped_events", "project_id", b"project_id", "state", b"state", "steps", b"steps", "stopped_events", b"stopped_events", "trigger_id", b"trigger_id", "version", b"version", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,10 +4,8 @@ import base64
 import hashlib
 import os
 import re
-import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import grpc
@@ -68,50 +66,6 @@ async def jetstream(running_stack: Stack) -> AsyncIterator[JetStreamContext]:
 
 def reason(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["details"][0]["reason"]
-
-
-def on_the_wire(stack: Stack, request: bytes) -> bytes:
-    """All that comes back on a connection of its own."""
-    address = urlsplit(stack.url)
-    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
-        connection.sendall(request)
-        return b"".join(iter(lambda: connection.recv(65_536), b""))
-
-
-class TestHead:
-    def test_it_answers_what_get_does_without_the_content(self, objects: Objects) -> None:
-        metadata = base64.b64encode(b'{"n": 1}').decode()
-        assert objects.put("a/b c.txt", b"x" * 5_000, content_type="text/plain", x_metadata=metadata).status_code == 200
-        got = objects.ask("GET", "a/b c.txt")
-        for more in ({}, {"range": "bytes=0-9"}):
-            told = objects.ask("HEAD", "a/b c.txt", headers=more)
-            assert (told.status_code, told.content) == (200, b"")
-            for name in ("content-length", "content-type", "etag", "last-modified", "x-metadata", "repr-digest"):
-                assert told.headers[name] == got.headers[name]
-            assert "x-atlas-length" not in told.headers
-        known = objects.ask("HEAD", "a/b c.txt", headers={"if-none-match": got.headers["etag"]})
-        assert (known.status_code, known.content) == (304, b"")
-        assert objects.ask("HEAD", "a/b c.txt", key=objects.rest.anon_key).status_code == 404
-        assert objects.put("empty", b"").status_code == 200
-        assert objects.ask("HEAD", "empty").headers["content-length"] == "0"
-        assert objects.ask("HEAD", "none").status_code == 404
-        assert objects.ask("HEAD", "a//b").status_code == 400
-        assert objects.ask("HEAD", "a/b c.txt", key="none").status_code == 401
-        assert objects.ask("HEAD").status_code == 400  # a list is not for HEAD
-        nowhere = objects.rest.request("HEAD", "/nowhere", key=objects.rest.service_key)
-        assert (nowhere.status_code, nowhere.content) == (404, b"")
-
-    def test_not_a_byte_follows_the_headers(self, running_stack: Stack, objects: Objects) -> None:
-        """As the wire has it: a client library would not see what is too much."""
-        assert objects.put("a", b"x" * 5_000).status_code == 200
-        for path, line, length in (("a", b"200 OK", b"5000"), ("none", b"404 Not Found", None)):
-            head = f"HEAD /storage/v1/object/{objects.bucket}/{path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n"
-            answer = on_the_wire(running_stack, f"{head}apikey: {objects.rest.service_key}\r\n\r\n".encode())
-            headers, _, rest = answer.partition(b"\r\n\r\n")
-            assert headers.startswith(b"HTTP/1.1 " + line)
-            assert rest == b""
-            assert b"transfer-encoding" not in headers
-            assert length is None or b"content-length: " + length in headers
 
 
 class TestObjects:

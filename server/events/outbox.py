@@ -17,7 +17,6 @@ from typing import Final, Protocol
 
 from server.errors import AtlasError, InvalidArgument, Unavailable
 from server.events.envelope import MAX_EVENT_BYTES, Event, decode, encode
-from server.events.publisher import Published
 from server.log import logger
 from server.postgres.changes import Changes
 from server.postgres.control import Connection, Pool, transaction
@@ -69,7 +68,7 @@ FROM (SELECT envelope FROM event_outbox WHERE project_id = %s ORDER BY id LIMIT 
 class Publishes(Protocol):
     """`server.events.publisher.Publisher`."""
 
-    async def publish(self, events: Sequence[Event]) -> Sequence[Published]: ...
+    async def publish_in_order(self, events: Sequence[Event]) -> None: ...
 
 
 class Outbox:
@@ -181,7 +180,7 @@ class Relay:
             if not ids:
                 return 0
             cursor = await conn.execute("SELECT envelope FROM event_outbox WHERE id = ANY(%s) ORDER BY id", [ids])
-            await self._publisher.publish([decode(bytes(envelope)) for (envelope,) in await cursor.fetchall()])
+            await self._publisher.publish_in_order([decode(bytes(envelope)) for (envelope,) in await cursor.fetchall()])
             await conn.execute("DELETE FROM event_outbox WHERE id = ANY(%s)", [ids])
         self._metrics.outbox_events(NAME, "published").add(len(ids))
         return len(ids)

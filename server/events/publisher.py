@@ -96,6 +96,14 @@ class Publisher:
             return False
         return True
 
+    async def publish_in_order(self, events: Sequence[Event]) -> None:
+        """Store all of them, none before one that comes before it: as a whole, or one after the other. Raises as
+        `publish`; the first of them may be stored then, and the others are not."""
+        if len(events) > batches.FEW and await self.publish_whole(events):
+            return
+        for event in events:
+            await self.publish([event])
+
     def require_size(self, event: Event) -> None:
         """InvalidArgument when it is too large for the server."""
         self._message(event)

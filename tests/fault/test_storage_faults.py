@@ -15,7 +15,7 @@ from server.events import stream
 from server.events.bus import EventBus
 from server.events.envelope import Event
 from server.events.outbox import Relay
-from server.events.publisher import Published, Publisher
+from server.events.publisher import Publisher
 from server.postgres.changes import Changes
 from server.postgres.control import Pool, transaction
 from server.settings import Settings
@@ -128,8 +128,8 @@ async def test_a_relay_that_dies_before_it_deletes_tells_nothing_twice(
     await add(pool, changes, *(an_event(project_id, str(number)) for number in range(30)))
 
     class Dies:
-        async def publish(self, events: Sequence[Event]) -> Sequence[Published]:
-            await publisher.publish(events)
+        async def publish_in_order(self, events: Sequence[Event]) -> None:
+            await publisher.publish_in_order(events)
             raise Died
 
     with pytest.raises(Died):

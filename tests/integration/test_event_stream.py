@@ -117,6 +117,16 @@ class TestPublish:
         await publisher.start()
         assert await stored(events_bus) == []
 
+    @pytest.mark.parametrize("known", [[], [3]], ids=["as a whole", "one by one, because one is known"])
+    async def test_in_order_none_comes_before_an_earlier_one(
+        self, publisher: Publisher, events_bus: EventBus, known: list[int]
+    ) -> None:
+        events = [an_event(type=f"a.n{number}") for number in range(20)]
+        await publisher.publish([events[number] for number in known])
+        await publisher.publish_in_order(events)
+        first = [events[number] for number in known]
+        assert await stored(events_bus) == [*first, *(event for event in events if event not in first)]
+
     async def test_a_server_that_knows_no_batches_stored_none(self, events_bus: EventBus) -> None:
         """It takes each for a message of its own, and says of the last that it is stored."""
 

@@ -14,7 +14,6 @@ from server.events import backlog, outbox
 from server.events.backlog import Backlog
 from server.events.envelope import Event
 from server.events.outbox import Outbox, Relay
-from server.events.publisher import Published
 from server.postgres.changes import Changes
 from server.postgres.control import Pool, transaction
 from server.postgres.tenants import Tenants
@@ -82,11 +81,10 @@ async def test_relays_share_the_work_and_keep_the_order(pool: Pool, changes: Cha
     published: dict[str, list[str]] = {project_id: [] for project_id in projects}
 
     class Slow(Told):
-        async def publish(self, events: Sequence[Event]) -> list[Published]:
+        async def publish_in_order(self, events: Sequence[Event]) -> None:
             for event in events:
                 await asyncio.sleep(0)
                 published[event.project_id].append(event.id)
-            return []
 
     relays = [Relay(pool, changes, Slow(), poll_s=0.01) for _ in range(3)]
     await changes.start()

@@ -1,7 +1,7 @@
 """Steps that run in this process: their leases are renewed together, and those that are lost are ended here too.
 
 A lease is lost when the run ended (cancelled, or another step failed), or when this process alone did not reach the
-database for so long that somebody else took the step (`server.workflows.presence`).
+database for so long that somebody else took the step (`server.postgres.presence`).
 """
 
 import asyncio

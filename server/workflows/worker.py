@@ -21,11 +21,11 @@ from server.errors import AtlasError, Unavailable
 from server.events.bus import EventBus
 from server.log import logger
 from server.postgres.control import Pool, transaction
+from server.postgres.presence import Presence
 from server.telemetry.metrics import Metrics
 from server.workflows import queue, stream
 from server.workflows.claims import Claims
 from server.workflows.nodes.step import NodeType
-from server.workflows.presence import Presence
 from server.workflows.running import Stepping
 
 log = logger("workflows")
@@ -63,7 +63,7 @@ class StepWorker:
         self._claims = Claims(pool)
         clock = clock or SystemClock()
         self._stepping = Stepping(pool, bus, types, self._claims, self._metrics, clock)
-        self._presence = Presence(clock)
+        self._presence = Presence(clock, queue.LEASE_S)
         self._tasks: list[asyncio.Task[None]] = []
         self._cancellations: Subscription | None = None
 

@@ -50,7 +50,7 @@ ON CONFLICT (project_id, slug, key) DO UPDATE SET
   input_sha256 = excluded.input_sha256, lease = excluded.lease, expires_at = excluded.expires_at, answer = NULL,
   run_id = CASE WHEN %(resume)s AND known.answer IS NULL AND known.input_sha256 = excluded.input_sha256
     THEN known.run_id ELSE excluded.run_id END
-WHERE known.expires_at <= now()
+WHERE known.expires_at <= now() AND known.lease IS NULL
 RETURNING run_id
 """
 
@@ -119,7 +119,8 @@ class Idempotency:
             async with transaction(self._pool) as conn:
                 cursor = await conn.execute(
                     "DELETE FROM idempotency_keys WHERE (project_id, slug, key) IN (SELECT project_id, slug, key"
-                    " FROM idempotency_keys WHERE expires_at <= now() LIMIT %s FOR UPDATE SKIP LOCKED)",
+                    " FROM idempotency_keys WHERE expires_at <= now() AND lease IS NULL"
+                    " LIMIT %s FOR UPDATE SKIP LOCKED)",
                     [SWEEP_BATCH],
                 )
                 forgotten = cursor.rowcount

@@ -39,8 +39,6 @@ RESERVED: Final = 5
 
 POLL_S: Final = 1.0
 DRAIN_S: Final = 6.0
-WRITE_ATTEMPTS: Final = 20
-"""At a second each, to write how a run ended; then its lease is over and it is run again."""
 
 
 class Invokes(Protocol):
@@ -170,7 +168,8 @@ class AsyncWorker:
             log.warning("async.unwritten", f"A run is left to its lease: {why}", run_id=claimed.call.run_id)
 
     async def _finish(self, claimed: Claimed, answer: Answer, record: RunRecord | None) -> None:
-        for _ in range(WRITE_ATTEMPTS):
+        """As soon as the database takes it. The lease is held until then; once it was lost the run is another's."""
+        while True:
             try:
                 async with transaction(self._pool) as conn:
                     ended = storable(record or await self._without_attempt(conn, claimed, answer))
@@ -183,7 +182,6 @@ class AsyncWorker:
             else:
                 self._sink.add(ended)
                 return
-        log.error("async.unwritten", "The end of a run was not written; it will run again", run_id=claimed.call.run_id)
 
     async def _without_attempt(self, conn: Connection, claimed: Claimed, answer: Answer) -> RunRecord:
         """The record of a run that ended before an attempt began, or with a fault of ours."""

@@ -98,8 +98,6 @@ async def newest(
         conditions.append(("workflow_id = %s", wanted.workflow_id))
     if wanted.since is not None:
         conditions.append(("created_at >= %s", wanted.since))
-    if wanted.until is not None:
-        conditions.append(("created_at < %s", wanted.until))
     values = [item for _, value in conditions for item in (value if isinstance(value, tuple) else (value,))]
     text = [condition for condition, _ in conditions]
     if wanted.state:

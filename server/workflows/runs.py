@@ -110,7 +110,7 @@ class Workflows:
     async def list(self, project_id: str, wanted: Filter, page_size: int = 0, page_token: str = "") -> Page[Run]:
         """Newest first."""
         wanted = wanted.checked()
-        asked = request(f"workflow runs of {project_id} {wanted}", page_size, page_token)
+        asked = request(f"workflow runs of {project_id} {wanted}", page_size, page_token, until=wanted.until)
         async with transaction(self._pool) as conn:
             before = (asked.after.moment, asked.after.id)
             found = await records.newest(conn, project_id, wanted, before=before, most=asked.size + 1)

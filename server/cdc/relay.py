@@ -117,8 +117,7 @@ class Relay:
                     await slot.end_pinning(another)
             return claiming.result()
         finally:
-            claiming.cancel()
-            await asyncio.wait((claiming,))
+            await end_task(claiming)
 
     async def _stream(self, admin: AsyncConnection, link: Link, name: str) -> None:
         pump = Pump(link, self._outlet, self._metrics)
@@ -146,9 +145,7 @@ class Relay:
                 self._strikes.count(why, name, changes)
             raise
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            await end_task(*tasks)
 
     async def _keep_published(self) -> None:
         while True:

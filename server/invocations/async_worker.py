@@ -29,7 +29,7 @@ from server.postgres.control import Connection, Pool, transaction
 from server.runs import rows
 from server.runs.record import RunError, RunRecord, finished, storable
 from server.runs.recorder import Sink
-from server.tasks import whole
+from server.tasks import end_task, whole
 
 log = logger("async")
 
@@ -82,8 +82,7 @@ class AsyncWorker:
     async def close(self, drain_s: float = DRAIN_S) -> None:
         """Claim no more; let runs end for that long, then kill them and give them back to the queue."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end_task(self._task)
         if self._running:
             await asyncio.wait(self._running, timeout=drain_s)
         for task in self._running:

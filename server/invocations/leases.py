@@ -14,6 +14,7 @@ from server.errors import AtlasError
 from server.log import logger
 from server.postgres.control import Pool, transaction
 from server.postgres.presence import Presence
+from server.tasks import end_task
 
 log = logger("functions")
 
@@ -52,8 +53,7 @@ class Leases:
     async def close(self) -> None:
         """Renew no more."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end_task(self._task)
 
     @contextmanager
     def held(self, lease: str) -> Iterator[None]:

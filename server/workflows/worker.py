@@ -22,6 +22,7 @@ from server.events.bus import EventBus
 from server.log import logger
 from server.postgres.control import Pool, transaction
 from server.postgres.presence import Presence
+from server.tasks import end_task
 from server.telemetry.metrics import Metrics
 from server.workflows import queue, stream
 from server.workflows.claims import Claims
@@ -80,10 +81,7 @@ class StepWorker:
 
     async def close(self, drain_s: float = DRAIN_S) -> None:
         """Claim no more; let steps end for that long, then end them and give them back."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end_task(*self._tasks)
         await self._claims.close(drain_s, DRAIN_S)
         if self._cancellations is not None:
             with suppress(*stream.AWAY):

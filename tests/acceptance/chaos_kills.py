@@ -59,7 +59,7 @@ class Failures:
         self._recent: dict[str, int] = dict.fromkeys(VICTIMS, 0)
 
     def read(self, said: str, now_s: float) -> None:
-        counts = Counter(re.findall(r"^! (\S+) .*; starting it again$", said, re.MULTILINE))
+        counts = Counter(re.findall(r"^! (\S+) .*; starting it again(?: in \d+ s)?$", said, re.MULTILINE))
         for name, times in self._at_s.items():
             times += [now_s] * (counts[name] - len(times))
             self._recent[name] = sum(now_s - at_s < MINUTE_S for at_s in times)

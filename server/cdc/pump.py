@@ -11,7 +11,7 @@ from server.cdc.frames import Frame, Keepalive, Logged
 from server.cdc.link import Link
 from server.cdc.outlet import MAX_BATCH, Outlet
 from server.cdc.pgoutput import ProtocolError, Relation, decode
-from server.postgres.session import SqlError
+from server.postgres.channel import SqlError
 from server.tasks import end_task
 from server.telemetry.metrics import Metrics
 

@@ -23,8 +23,8 @@ from server.cdc.strikes import Strikes
 from server.events import stream
 from server.events.bus import EventBus
 from server.log import logger
+from server.postgres.channel import ConnectionLost, SqlError
 from server.postgres.publication import NotPublishable
-from server.postgres.session import ConnectionLost, SqlError
 from server.postgres.tenants import Tenants
 from server.settings import Settings
 from server.tasks import end_task

@@ -229,8 +229,8 @@ def test_the_minute_of_a_tick_is_in_its_id() -> None:
 
 
 def test_a_schedule_that_cannot_be_read_stops_no_other() -> None:
-    assert cron._parse(a_trigger(timezone="Mars/Olympus")) is None
+    assert cron._parse(a_trigger(timezone="Mars/Olympus"), 86_400) is None
     trigger = a_trigger()
     schedule = parse_schedule(trigger.config)
-    assert cron._parse(trigger) == schedule
+    assert cron._parse(trigger, 86_400) == schedule
     assert overlapped(trigger, schedule, [NOON]).project_id == PROJECT

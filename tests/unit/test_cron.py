@@ -157,6 +157,8 @@ def test_a_tick_says_when_and_why() -> None:
         },
     }
     assert decode(encode(event)) == event
+    again = event_of(trigger, parse_schedule(dict(trigger.config)), NOON)
+    assert encode(again) == encode(event), "a look that is made again publishes the same bytes"
 
 
 def plan_of(trigger: Trigger, gap_min: int, **told: Any) -> Plan:

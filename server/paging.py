@@ -94,8 +94,16 @@ class Request:
         return _token(self.name, place)
 
 
-def request(name: str, page_size: int, page_token: str, *, first: Place = LATEST) -> Request:
-    """Check what the caller sent for the list `name`; the name includes whose list it is.
+def before(moment: datetime) -> Place:
+    """After everything of that moment and later in a list that is newest first; before it in one that is not."""
+    return at(moment, EARLIEST.id)
+
+
+def request(
+    name: str, page_size: int, page_token: str, *, first: Place = LATEST, until: datetime | None = None
+) -> Request:
+    """Check what the caller sent for the list `name`; the name includes whose list it is. One that is newest first
+    begins before `until`: as a condition of its query that would be a walk through all that is newer.
 
     InvalidArgument for a size outside 0..200 (0 is 50) and for a token of another list or of nobody.
     """
@@ -106,7 +114,8 @@ def request(name: str, page_size: int, page_token: str, *, first: Place = LATEST
             value=str(page_size),
             allowed=str(MAX_SIZE),
         )
-    return Request(name, page_size or DEFAULT_SIZE, _place(name, page_token) if page_token else first)
+    after = _place(name, page_token) if page_token else first
+    return Request(name, page_size or DEFAULT_SIZE, after if until is None else min(after, before(until)))
 
 
 def _token(name: str, place: Place) -> str:

@@ -187,7 +187,7 @@ async def start(settings: Settings, stack: AsyncExitStack, role: str) -> Parts:
         events_keep_hours=settings.events_keep_hours,
         dead_letters_keep_days=settings.dead_letters_keep_days,
     )
-    workflow_retention = WorkflowRetention(pool, keep_hours=settings.runs_keep_hours)
+    workflow_retention = WorkflowRetention(pool, keep_hours=settings.runs_keep_hours, keep_mb=settings.runs_keep_mb)
     removals = (
         keyvalue.clear,
         artifacts.remove_project,

@@ -121,10 +121,11 @@ class Settings:
 
     # What operators see
     runs_keep_hours: int = field(
-        default=72, metadata=_doc("How long records of runs are kept, hours", low=1, high=8760)
+        default=72, metadata=_doc("How long records of runs, and workflow runs, are kept, hours", low=1, high=8760)
     )
     runs_keep_mb: int = field(
-        default=256, metadata=_doc("How much of them is kept of one project, MiB; the oldest go", low=1, high=1_000_000)
+        default=256,
+        metadata=_doc("How much of each is kept of one project, MiB; the oldest go", low=1, high=1_000_000),
     )
     metrics_dir: Path | None = field(
         default=None,

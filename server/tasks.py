@@ -7,12 +7,13 @@ from typing import Any, Final
 AGAIN_S: Final = 1.0
 
 
-async def end_task(task: asyncio.Task[Any], again_s: float = AGAIN_S) -> None:
-    """Cancel it until it is done, every `again_s` seconds. nats-py, and wait_for of Python 3.11, may keep a
+async def end_task(*tasks: asyncio.Task[Any], again_s: float = AGAIN_S) -> None:
+    """Cancel them until they are done, every `again_s` seconds. nats-py, and wait_for of Python 3.11, may keep a
     cancellation to themselves: a loop that catches what they raise instead would go on, and be waited for in vain."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=again_s)
+    while going := [task for task in tasks if not task.done()]:
+        for task in going:
+            task.cancel()
+        await asyncio.wait(going, timeout=again_s)
 
 
 async def whole(work: Coroutine[object, object, None]) -> None:

@@ -141,7 +141,8 @@ async def _start_cron(started: Parts, triggers: TriggerCache, stack: AsyncExitSt
     """The schedules: each minute becomes the events that are due in it."""
     publisher = Publisher(started.bus, started.settings)
     await publisher.start()
-    cron = Cron(started.pool, triggers, publisher, started.metrics)
+    keep_hours = started.settings.events_keep_hours
+    cron = Cron(started.pool, triggers, publisher, started.metrics, events_keep_hours=keep_hours)
     stack.push_async_callback(cron.close)
     await cron.start()
     parts.repeat(cron.sweep, SWEEP_S, "forgetting ticks that have ended", stack)

@@ -7,7 +7,7 @@ from typing import Final
 
 from server.cdc.frames import Frame, Frames
 from server.postgres import publication, wire
-from server.postgres.session import ConnectionLost, Reader, Session, SqlError
+from server.postgres.channel import Channel, ConnectionLost, Reader, SqlError
 from server.postgres.tenants import Tenants
 from server.postgres.values import FORMATS
 
@@ -31,8 +31,8 @@ _EPOCH_S: Final = 946_684_800
 
 
 class Link:
-    def __init__(self, session: Session, reader: Reader, write: Callable[[bytes], None]) -> None:
-        self._session = session
+    def __init__(self, channel: Channel, reader: Reader, write: Callable[[bytes], None]) -> None:
+        self._channel = channel
         self._reader = reader
         self._write = write
         self._frames = Frames()
@@ -42,16 +42,16 @@ class Link:
     async def open(cls, tenants: Tenants, slot: str) -> "Link":
         """Streaming from where the slot is. SqlError when the slot is in use (55006), lost or gone; ConnectionLost."""
         login = tenants.replication_login(_SETTINGS)
-        session = await Session.connect(tenants.address, login, max_message_bytes=MAX_MESSAGE_BYTES)
+        channel = await Channel.connect(tenants.address, login, max_message_bytes=MAX_MESSAGE_BYTES)
         try:
-            reader, writer = await session.copy_both(
+            reader, writer = await channel.copy_both(
                 f"START_REPLICATION SLOT {slot} LOGICAL 0/0"
                 f" (proto_version '4', publication_names '{publication.PUBLICATION}', messages 'true')"
             )
         except BaseException:
-            session.close()
+            channel.close()
             raise
-        return cls(session, reader, writer.write)
+        return cls(channel, reader, writer.write)
 
     async def read(self) -> list[Frame]:
         """The next frames, maybe none yet. Once there are no more: SqlError when the walsender gives up;
@@ -81,8 +81,8 @@ class Link:
 
     async def close(self) -> None:
         """At once, or after CLOSE_S when nobody answers any more."""
-        self._session.close()
-        await self._session.wait_closed(CLOSE_S)
+        self._channel.close()
+        await self._channel.wait_closed(CLOSE_S)
 
 
 _STATUS: Final = struct.Struct(">cQQQqB")

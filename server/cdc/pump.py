@@ -11,7 +11,8 @@ from server.cdc.frames import Frame, Keepalive, Logged
 from server.cdc.link import Link
 from server.cdc.outlet import MAX_BATCH, Outlet
 from server.cdc.pgoutput import ProtocolError, Relation, decode
-from server.postgres.session import SqlError
+from server.postgres.channel import SqlError
+from server.tasks import end_task
 from server.telemetry.metrics import Metrics
 
 WINDOW_BYTES: Final = 4 * 1024 * 1024
@@ -65,10 +66,7 @@ class Pump:
                 if task.done():
                     task.result()
         finally:
-            tasks = [task for task in (reading, storing, stored) if task is not None]
-            for each in tasks:
-                each.cancel()
-            await asyncio.wait(tasks)
+            await end_task(*(task for task in (reading, storing, stored) if task is not None))
 
     async def _read(self, changes: Changes, base_types: BaseTypes) -> None:
         while True:

@@ -23,8 +23,8 @@ from server.cdc.strikes import Strikes
 from server.events import stream
 from server.events.bus import EventBus
 from server.log import logger
+from server.postgres.channel import ConnectionLost, SqlError
 from server.postgres.publication import NotPublishable
-from server.postgres.session import ConnectionLost, SqlError
 from server.postgres.tenants import Tenants
 from server.settings import Settings
 from server.tasks import end_task
@@ -117,8 +117,7 @@ class Relay:
                     await slot.end_pinning(another)
             return claiming.result()
         finally:
-            claiming.cancel()
-            await asyncio.wait((claiming,))
+            await end_task(claiming)
 
     async def _stream(self, admin: AsyncConnection, link: Link, name: str) -> None:
         pump = Pump(link, self._outlet, self._metrics)
@@ -146,9 +145,7 @@ class Relay:
                 self._strikes.count(why, name, changes)
             raise
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            await end_task(*tasks)
 
     async def _keep_published(self) -> None:
         while True:

@@ -17,7 +17,7 @@ from server.cdc.pgoutput import ProtocolError
 from server.cdc.position import Position, lsn_text
 from server.cdc.slot import Gap
 from server.log import logger
-from server.postgres.session import SqlError
+from server.postgres.channel import SqlError
 from server.postgres.tenants import project_of
 
 log = logger("cdc")

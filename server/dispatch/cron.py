@@ -11,6 +11,7 @@ the dispatcher's part, and a held one is unfinished, so that of a trigger with o
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
@@ -45,6 +46,9 @@ PART: Final = 250
 PART_TICKS: Final = 20_000
 """That a part may come to, when many minutes are looked at."""
 
+KEEP_HOURS: Final = 72.0
+"""For which it is known what ran, unless told otherwise."""
+
 _MINUTE: Final = timedelta(minutes=1)
 
 
@@ -73,6 +77,7 @@ class Cron:
         publisher: Publishes,
         metrics: Metrics,
         *,
+        events_keep_hours: float = KEEP_HOURS,
         clock: Clock | None = None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
@@ -80,6 +85,7 @@ class Cron:
         self._triggers = triggers
         self._publisher = publisher
         self._metrics = metrics
+        self._most_s = int(events_keep_hours * 3600)
         self._clock = clock or SystemClock()
         self._sleep = sleep
         self._parsed: dict[str, tuple[Mapping[str, Any], Schedule | None]] = {}
@@ -151,7 +157,7 @@ class Cron:
         for trigger in await self._triggers.scheduled():
             config, schedule = self._parsed.get(trigger.id, (None, None))
             if config != trigger.config:
-                schedule = _parse(trigger)
+                schedule = _parse(trigger, self._most_s)
             parsed[trigger.id] = trigger.config, schedule
             if schedule is not None:
                 part.append((trigger, schedule))
@@ -218,9 +224,11 @@ def nap_s(now: datetime) -> float:
     return min(NAP_S, (floor_minute(now) + _MINUTE - now).total_seconds())
 
 
-def _parse(trigger: Trigger) -> Schedule | None:
+def _parse(trigger: Trigger, most_s: int) -> Schedule | None:
+    """Made good for `most_s` at most: for longer it is not known which ticks have run."""
     try:
-        return parse_schedule(trigger.config)
+        schedule = parse_schedule(trigger.config)
+        return replace(schedule, catch_up_s=min(schedule.catch_up_s, most_s))
     except InvalidArgument as why:
         log.error("cron.unreadable", f"The trigger {trigger.id} never fires: {why}", trigger_id=trigger.id)
         return None

@@ -11,7 +11,7 @@ from server.errors import NotFound
 from server.events.envelope import parse_event_id
 from server.events.types import parse_event_type
 from server.fields import parse_choice, parse_id
-from server.paging import EARLIEST, Page, Place, at, request
+from server.paging import Page, at, request
 from server.postgres.control import Connection, Pool, transaction
 from server.runs import rows
 from server.runs.record import RunRecord
@@ -58,14 +58,13 @@ class Deliveries:
     async def list(self, project_id: str, wanted: Filter, page_size: int = 0, page_token: str = "") -> Page[Delivery]:
         """Newest first, without attempts."""
         wanted = wanted.checked()
-        asked = request(f"deliveries of {project_id} {wanted}", page_size, page_token)
-        after = asked.after if wanted.until is None else min(asked.after, before(wanted.until))
+        asked = request(f"deliveries of {project_id} {wanted}", page_size, page_token, until=wanted.until)
         clauses, values = where(wanted)
         async with transaction(self._pool) as conn:
             cursor = await conn.cursor(row_factory=dict_row).execute(
                 f"SELECT {BRIEF} FROM deliveries WHERE project_id = %s AND (created_at, id) < (%s, %s){clauses}"
                 " ORDER BY created_at DESC, id DESC LIMIT %s".encode(),
-                [project_id, after.moment, after.id, *values, asked.size + 1],
+                [project_id, asked.after.moment, asked.after.id, *values, asked.size + 1],
             )
             found = [delivery_of(row) for row in await cursor.fetchall()]
         return asked.page(found, lambda item: at(item.created_at, item.id))
@@ -101,7 +100,7 @@ async def read(conn: Connection, project_id: str, delivery_id: str, *, lock: boo
 
 
 def where(wanted: Filter) -> tuple[str, Sequence[object]]:
-    """Conditions with their values, but for `until`, which is a place to begin at. Outcome and state, which are
+    """Conditions with their values, but for `until`, where the list begins. Outcome and state, which are
     checked, are in the text, so that the planner sees which partial index fits."""
     conditions = {
         "trigger_id = %s": wanted.trigger or None,
@@ -112,11 +111,6 @@ def where(wanted: Filter) -> tuple[str, Sequence[object]]:
     given = {condition: value for condition, value in conditions.items() if value is not None}
     text = [*given, *(f"{name} = '{value}'" for name in ("state", "outcome") if (value := getattr(wanted, name)))]
     return "".join(f" AND {condition}" for condition in text), list(given.values())
-
-
-def before(moment: datetime) -> Place:
-    """After everything of that moment and later in a list that is newest first; before it in one that is not."""
-    return at(moment, EARLIEST.id)
 
 
 async def _runs(conn: Connection, project_id: str, run_ids: Sequence[str]) -> dict[str, RunRecord]:

@@ -1,8 +1,7 @@
 """The lease of this process: as long as it is renewed, nobody else takes up what runs here.
 
-One row for all that runs. Whoever finds another's lease run out removes it and queues what ran under it; it does so
-only when it has itself been renewing for as long as a lease lasts: after an absence of the database, in which all run
-out alike, everybody has the time to come back.
+One row for all that runs. Whoever finds another's lease run out removes it and queues what ran under it, if it may
+(`server.postgres.presence`).
 """
 
 import asyncio
@@ -17,12 +16,13 @@ from server.dispatch import ledger
 from server.errors import AtlasError
 from server.log import logger
 from server.postgres.control import Connection, Pool, transaction
+from server.postgres.presence import Presence
 from server.tasks import end_task
 
 log = logger("dispatch")
 
 LEASE_S: Final = 15.0
-RENEWALS: Final = 5
+RENEWALS: Final = 10
 """In the time of one lease."""
 
 
@@ -45,8 +45,7 @@ class Lease:
         self._lease_s = lease_s
         self._clock = clock or SystemClock()
         self._task: asyncio.Task[None] | None = None
-        self._renewed_at_s = float("-inf")
-        self._since_s = float("inf")  # of renewals without a gap
+        self._presence = Presence(self._clock, lease_s)
         self.id = ""
         """Under it this process claims; another one after it was lost."""
 
@@ -73,9 +72,8 @@ class Lease:
                 "UPDATE dispatch_leases SET expires_at = now() + make_interval(secs => %s) WHERE id = %s",
                 [self._lease_s, self.id],
             )
-        if cursor.rowcount:
-            self._held()
-        else:
+        self._presence.seen()
+        if not cursor.rowcount:
             log.warning("dispatch.lease_lost", "Another worker has taken over what ran here", lease=self.id)
             await self._make()
 
@@ -87,22 +85,14 @@ class Lease:
                 [made, self._lease_s],
             )
         self.id = made
-        self._since_s = float("inf")
-        self._held()
-
-    def _held(self) -> None:
-        now_s = self._clock.monotonic_s()
-        if now_s - self._renewed_at_s > self._lease_s or self._since_s == float("inf"):
-            self._since_s = now_s
-        self._renewed_at_s = now_s
 
     async def reap(self) -> None:
         """Queue what others have lost. Unavailable."""
         async with transaction(self._pool) as conn:
-            if self._clock.monotonic_s() - self._since_s >= self._lease_s:
-                await ledger.bury(conn)
             await self._check(conn)
             lost = await ledger.lose(conn)
+            if self._presence.is_steady and await ledger.bury(conn):
+                lost += await ledger.lose(conn)
         if lost:
             log.warning("dispatch.lost", f"{lost} deliveries were lost with their worker and are queued", lost=lost)
             self._found()
@@ -122,7 +112,7 @@ class Lease:
     async def _renew_for_ever(self) -> None:
         away = False
         while True:
-            await asyncio.sleep(self._lease_s / RENEWALS / (4 if away else 1))
+            await asyncio.sleep(self._lease_s / RENEWALS / (2 if away else 1))
             try:
                 await self.renew()
                 await self.reap()

@@ -12,12 +12,12 @@ from typing import Any, Final
 from psycopg.rows import dict_row
 
 from server.clock import Clock, SystemClock
-from server.dispatch.deliveries import before, read
+from server.dispatch.deliveries import read
 from server.dispatch.delivery import OUTCOMES, Delivery, State
 from server.errors import FailedPrecondition, InvalidArgument
 from server.events.types import parse_event_type
 from server.fields import parse_choice, parse_id, parse_name
-from server.paging import EARLIEST, Place, at, request
+from server.paging import EARLIEST, Place, at, before, request
 from server.postgres.changes import Changes
 from server.postgres.control import Connection, Pool, transaction
 

@@ -19,8 +19,9 @@ from server.host import parameters
 from server.host.connections import PER_PROJECT, TOTAL, WAIT_S, Connections, NoConnection
 from server.host.statement import MAX_RESULT_BYTES, Writers, refuse_control, run, sql_error, too_many_bytes
 from server.log import Logger
+from server.postgres.channel import ConnectionLost, SqlError
 from server.postgres.effects import Effects
-from server.postgres.session import ConnectionLost, CopyRefused, Session, SqlError
+from server.postgres.session import CopyRefused, Session
 from server.postgres.tenants import Tenants, schema_of
 from server.postgres.values import FORMATS
 from server.postgres.wire import MessageTooLarge, WireError

@@ -11,7 +11,8 @@ from typing import Final
 
 from engines.contract import HostError
 from server.host import parameters
-from server.postgres.session import Session, SqlError
+from server.postgres.channel import SqlError
+from server.postgres.session import Session
 from server.postgres.values import Loader, as_object, loaders
 from server.postgres.wire import Column
 

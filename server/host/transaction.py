@@ -18,8 +18,9 @@ from engines.contract import HostError
 from server.host.database import Database
 from server.host.statement import changes_rows, refuse_control, run_in_block, sql_error
 from server.postgres import effects
+from server.postgres.channel import ConnectionLost, SqlError
 from server.postgres.effects import Effects
-from server.postgres.session import ConnectionLost, Session, SqlError
+from server.postgres.session import Session
 
 MAX_MS: Final = 10_000
 """From its begin to its end."""

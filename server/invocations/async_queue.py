@@ -1,8 +1,8 @@
 """The queue of asynchronous runs in the control database; every function works inside the caller's transaction.
 
     queued ──claim──▶ running ──finish──▶ finished          `due_at` is when a queued one may start,
-       ▲                 │ ▲                                and when the lease of a running one is over
-       └────give_back────┘ └─claim, once its lease is over
+       ▲                 │                                  and when the lease of a running one is over
+       └────give_back────┴──lease over (`leases`)
 
 Each has a row in `runs` as well, of the same state.
 """
@@ -46,17 +46,16 @@ WITH RECURSIVE busy AS (
   FROM busy WHERE busy.project_id IS NOT NULL
 )
 SELECT project_id,
-  (SELECT count(*) FROM async_runs r
-   WHERE r.project_id = busy.project_id AND r.state = 'running' AND r.due_at > now()) AS running
+  (SELECT count(*) FROM async_runs r WHERE r.project_id = busy.project_id AND r.state = 'running') AS running
 FROM busy WHERE project_id IS NOT NULL AND EXISTS (
-  SELECT 1 FROM async_runs d WHERE d.project_id = busy.project_id AND d.state <> 'finished' AND d.due_at <= now())
+  SELECT 1 FROM async_runs d WHERE d.project_id = busy.project_id AND d.state = 'queued' AND d.due_at <= now())
 """
 _CLAIM: Final = """
 WITH chosen AS (
   SELECT due.id FROM unnest(%s::uuid[], %s::integer[]) AS share (project_id, most)
   CROSS JOIN LATERAL (
     SELECT id FROM async_runs
-    WHERE project_id = share.project_id AND state <> 'finished' AND due_at <= now()
+    WHERE project_id = share.project_id AND state = 'queued' AND due_at <= now()
     ORDER BY due_at LIMIT share.most FOR UPDATE SKIP LOCKED) AS due
 )
 UPDATE async_runs AS claimed SET state = 'running', attempts = attempts + 1, lease = gen_random_uuid(),

@@ -29,7 +29,7 @@ from server.postgres.control import Connection, Pool, transaction
 from server.runs import rows
 from server.runs.record import RunError, RunRecord, finished, storable
 from server.runs.recorder import Sink
-from server.tasks import whole
+from server.tasks import end_task, whole
 
 log = logger("async")
 
@@ -39,8 +39,6 @@ RESERVED: Final = 5
 
 POLL_S: Final = 1.0
 DRAIN_S: Final = 6.0
-WRITE_ATTEMPTS: Final = 20
-"""At a second each, to write how a run ended; then its lease is over and it is run again."""
 
 
 class Invokes(Protocol):
@@ -84,8 +82,7 @@ class AsyncWorker:
     async def close(self, drain_s: float = DRAIN_S) -> None:
         """Claim no more; let runs end for that long, then kill them and give them back to the queue."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end_task(self._task)
         if self._running:
             await asyncio.wait(self._running, timeout=drain_s)
         for task in self._running:
@@ -170,7 +167,8 @@ class AsyncWorker:
             log.warning("async.unwritten", f"A run is left to its lease: {why}", run_id=claimed.call.run_id)
 
     async def _finish(self, claimed: Claimed, answer: Answer, record: RunRecord | None) -> None:
-        for _ in range(WRITE_ATTEMPTS):
+        """As soon as the database takes it. The lease is held until then; once it was lost the run is another's."""
+        while True:
             try:
                 async with transaction(self._pool) as conn:
                     ended = storable(record or await self._without_attempt(conn, claimed, answer))
@@ -183,7 +181,6 @@ class AsyncWorker:
             else:
                 self._sink.add(ended)
                 return
-        log.error("async.unwritten", "The end of a run was not written; it will run again", run_id=claimed.call.run_id)
 
     async def _without_attempt(self, conn: Connection, claimed: Claimed, answer: Answer) -> RunRecord:
         """The record of a run that ended before an attempt began, or with a fault of ours."""

@@ -32,8 +32,7 @@ log = logger("idempotency")
 
 KEEP_S: Final = 24 * 3600.0
 MAX_KEY_CHARS: Final = 255
-WRITE_ATTEMPTS: Final = 15
-"""At a second each: as long as the lease holds without the database."""
+WRITE_PAUSE_S: Final = 1.0
 
 SWEEP_BATCH: Final = 1_000
 ACCEPTED: Final = Result(outcome=Outcome.OK)
@@ -50,7 +49,7 @@ ON CONFLICT (project_id, slug, key) DO UPDATE SET
   input_sha256 = excluded.input_sha256, lease = excluded.lease, expires_at = excluded.expires_at, answer = NULL,
   run_id = CASE WHEN %(resume)s AND known.answer IS NULL AND known.input_sha256 = excluded.input_sha256
     THEN known.run_id ELSE excluded.run_id END
-WHERE known.expires_at <= now()
+WHERE known.expires_at <= now() AND known.lease IS NULL
 RETURNING run_id
 """
 
@@ -74,6 +73,8 @@ class Idempotency:
         """Answers that could not be stored yet get a last chance."""
         if self._storing:
             await asyncio.wait(self._storing, timeout=1.0)
+        if self._storing:
+            log.error("idempotency.lost", "Answers were not stored: calls with their keys will run again")
         for task in self._storing:
             task.cancel()
         await self._leases.close()
@@ -87,17 +88,17 @@ class Idempotency:
         claim = await self._claim(call, parse_key(key), "sync")
         if isinstance(claim, Finished):
             return claim
-        with self._leases.held(claim.lease):
-            try:
+        try:
+            with self._leases.held(claim.lease):
                 finished = await run(claim.call)
-            except AtlasError as error:
-                await self._settle(claim, error if counts(error) else None)
-                raise
-            except BaseException:
-                await self._settle(claim, None)
-                raise
-            await self._settle(claim, finished)
-            return finished
+        except AtlasError as error:
+            await self._settle(claim, error if counts(error) else None)
+            raise
+        except BaseException:
+            await self._settle(claim, None)
+            raise
+        await self._settle(claim, finished)
+        return finished
 
     async def once_accepted(self, call: Call, key: str, accept: Callable[[Call], Awaitable[str]]) -> str:
         """The same for asynchronous calls: the id of the one run. `accept` must take the same call twice as one run."""
@@ -119,7 +120,8 @@ class Idempotency:
             async with transaction(self._pool) as conn:
                 cursor = await conn.execute(
                     "DELETE FROM idempotency_keys WHERE (project_id, slug, key) IN (SELECT project_id, slug, key"
-                    " FROM idempotency_keys WHERE expires_at <= now() LIMIT %s FOR UPDATE SKIP LOCKED)",
+                    " FROM idempotency_keys WHERE expires_at <= now() AND lease IS NULL"
+                    " LIMIT %s FOR UPDATE SKIP LOCKED)",
                     [SWEEP_BATCH],
                 )
                 forgotten = cursor.rowcount
@@ -152,22 +154,23 @@ class Idempotency:
         await asyncio.wait([task], timeout=1.0)
 
     async def _write(self, lease: str, answer: Answer | None) -> None:
-        for _ in range(WRITE_ATTEMPTS):
-            try:
-                async with transaction(self._pool) as conn:
-                    if answer is None:
-                        await conn.execute("DELETE FROM idempotency_keys WHERE lease = %s", [lease])
-                    else:
-                        await conn.execute(
-                            "UPDATE idempotency_keys SET answer = %s, lease = NULL,"
-                            " expires_at = now() + make_interval(secs => %s) WHERE lease = %s",
-                            [pack(answer), KEEP_S, lease],
-                        )
-                return
-            except Unavailable as why:
-                log.warning("idempotency.unwritten", f"An answer waits to be stored under its key: {why}")
-                await asyncio.sleep(1.0)
-        log.error("idempotency.lost", "An answer was not stored: a call with its key will run again")
+        """As soon as the database takes it; the claim is held until then."""
+        with self._leases.held(lease):
+            while True:
+                try:
+                    async with transaction(self._pool) as conn:
+                        if answer is None:
+                            await conn.execute("DELETE FROM idempotency_keys WHERE lease = %s", [lease])
+                        else:
+                            await conn.execute(
+                                "UPDATE idempotency_keys SET answer = %s, lease = NULL,"
+                                " expires_at = now() + make_interval(secs => %s) WHERE lease = %s",
+                                [pack(answer), KEEP_S, lease],
+                            )
+                    return
+                except Unavailable as why:
+                    log.warning("idempotency.unwritten", f"An answer waits to be stored under its key: {why}")
+                    await asyncio.sleep(WRITE_PAUSE_S)
 
 
 def parse_key(key: str) -> str:

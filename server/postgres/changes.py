@@ -26,6 +26,7 @@ from psycopg import AsyncConnection, sql
 from server.clock import Clock, SystemClock
 from server.log import logger
 from server.postgres.control import Connection
+from server.tasks import end_task
 
 log = logger("changes")
 
@@ -114,9 +115,7 @@ class Changes:
         """Stop listening; `connected` is False from here on."""
         self._leased_at_s = NEVER
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_task(self._task)
             self._task = None
 
     @property

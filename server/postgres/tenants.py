@@ -25,10 +25,10 @@ from psycopg.errors import UndefinedObject
 
 from server.log import Logger
 from server.postgres import effects, publication
+from server.postgres.channel import Address, Login
 from server.postgres.effects import Effects
 from server.postgres.hardening import LOCK_KEY, Hardening, harden
 from server.postgres.seal import Sealer
-from server.postgres.session import Address, Login
 
 log = Logger("tenants")
 

@@ -22,6 +22,7 @@ from server.log import logger
 from server.runs import stream
 from server.runs.record import RunRecord, batch, decode_batch, encode
 from server.runs.running import Running
+from server.tasks import end_task
 
 log = logger("runs")
 
@@ -51,10 +52,7 @@ class Peers:
         if self._subscription is not None:
             with contextlib.suppress(*stream.AWAY):
                 await self._subscription.unsubscribe()
-        for task in self._ending:
-            task.cancel()
-        if self._ending:
-            await asyncio.wait(self._ending)
+        await end_task(*self._ending)
 
     async def get(self, project_id: str, run_id: str) -> RunRecord | None:
         """The run if it runs anywhere. Unavailable when NATS is away."""

@@ -77,7 +77,7 @@ class Reader:
         Synchronous runs that still run are listed only with the state `running`; then all servers are asked.
         """
         wanted = wanted.checked()
-        asked = request(f"runs of {project_id} {wanted}", page_size, page_token)
+        asked = request(f"runs of {project_id} {wanted}", page_size, page_token, until=wanted.until)
         found = await self._stored(project_id, wanted, asked)
         if wanted.state == "running":
             found = _merged(found, await self._peers.list(project_id), wanted, asked)
@@ -131,15 +131,13 @@ class Reader:
 
 
 def _where(wanted: Filter) -> tuple[str, Sequence[object]]:
-    """Conditions with their values. Outcome and state, which are checked, are in the text, so that the planner
-    sees which partial index fits."""
+    """Conditions with their values, but for `until`, where the list begins. Outcome and state, which are checked, are
+    in the text, so that the planner sees which partial index fits."""
     conditions: list[tuple[str, object]] = []
     if wanted.function_id:
         conditions.append(("function_id = %s", wanted.function_id))
     if wanted.since is not None:
         conditions.append(("created_at >= %s", wanted.since))
-    if wanted.until is not None:
-        conditions.append(("created_at < %s", wanted.until))
     text = [condition for condition, _ in conditions]
     text += [f"{name} = '{value}'" for name, value in (("outcome", wanted.outcome), ("state", wanted.state)) if value]
     return "".join(f" AND {condition}" for condition in text), [value for _, value in conditions]

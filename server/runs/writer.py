@@ -21,6 +21,7 @@ from server.log import logger
 from server.postgres.control import Pool, transaction
 from server.runs import rows, stream
 from server.runs.record import RunRecord, decode_batch
+from server.tasks import end_task
 
 log = logger("runs")
 
@@ -51,8 +52,7 @@ class Writer:
     async def close(self) -> None:
         """Stop; what was fetched and not written comes again, to another worker."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end_task(self._task)
 
     async def _write_for_ever(self) -> None:
         attempt = 0

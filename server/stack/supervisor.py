@@ -1,36 +1,43 @@
-"""Keeps the parts running: a part that ends is started again, later each time, until it is given up.
+"""Keeps the parts running: a part that ends is started again, later each time, for as long as it takes.
 
-start ─▶ ready ─▶ (ends) ─▶ wait ─▶ start …      more than MAX_FAILURES within WINDOW_S ─▶ gone
+start ─▶ ready ─▶ (ends) ─▶ wait ─▶ start …      Only one that is not ready at its first start is an error.
 """
 
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from server.stack.part import POLL_S, Part, PartFailed, Running, start
 
-MAX_FAILURES: Final = 6
-WINDOW_S: Final = 60.0
 FIRST_DELAY_S: Final = 0.1
-LONGEST_DELAY_S: Final = 5.0
+LONGEST_DELAY_S: Final = 30.0
+STEADY_S: Final = 10.0
+"""One that was ready for so long is started at once."""
+
+TELLING: Final = 5
+"""The failure in a row at which people are told what it wrote last."""
 
 
 class Restarts:
     """When to start a part again: pure, the clock is the caller's."""
 
     def __init__(self) -> None:
-        self._failed_at_s: deque[float] = deque()
+        self.failures = 0
+        """In a row."""
+        self._ready_at_s = float("inf")
 
-    def after_failure(self, now_s: float) -> float | None:
-        """How long to wait before the next start, or None when it failed too often."""
-        self._failed_at_s.append(now_s)
-        while now_s - self._failed_at_s[0] > WINDOW_S:
-            self._failed_at_s.popleft()
-        failures = len(self._failed_at_s)
-        return None if failures > MAX_FAILURES else min(FIRST_DELAY_S * 2.0 ** (failures - 1), LONGEST_DELAY_S)
+    def ready(self, now_s: float) -> None:
+        self._ready_at_s = now_s
+
+    def after_failure(self, now_s: float) -> float:
+        """How long to wait before the next start."""
+        if now_s - self._ready_at_s >= STEADY_S:
+            self.failures = 0
+        self._ready_at_s = float("inf")
+        self.failures += 1
+        return min(FIRST_DELAY_S * 2.0 ** min(self.failures - 1, 20), LONGEST_DELAY_S)
 
 
 class Supervisor:
@@ -42,7 +49,6 @@ class Supervisor:
         self._running: dict[str, Running] = {}
         self._order: list[str] = []
         self._keepers: dict[str, asyncio.Task[None]] = {}
-        self._gone: asyncio.Future[PartFailed] = asyncio.get_running_loop().create_future()
 
     def __repr__(self) -> str:
         return f"<Supervisor {', '.join(repr(running) for running in self._running.values()) or 'of nothing'}>"
@@ -54,10 +60,6 @@ class Supervisor:
         await self._launch(part)
         self._keepers[part.name] = asyncio.create_task(self._keep(part), name=f"keep {part.name}")
         return time.monotonic() - began_s
-
-    async def gone(self) -> PartFailed:
-        """Wait until a part is given up."""
-        return await asyncio.shield(self._gone)
 
     async def stop(self) -> None:
         """Stop all parts, the last one first; none is left when it returns."""
@@ -91,6 +93,7 @@ class Supervisor:
 
     async def _keep(self, part: Part) -> None:
         restarts = Restarts()
+        restarts.ready(time.monotonic())
         problem: str | None = None
         while True:
             running = self._running[part.name]
@@ -100,22 +103,21 @@ class Supervisor:
             running.kill()
             running.close()
             delay_s = restarts.after_failure(time.monotonic())
-            if delay_s is None:
-                self._give_up(PartFailed(f"{part.name} failed {MAX_FAILURES + 1} times within a minute. {problem}"))
-                return
-            self._say(f"! {problem.splitlines()[0]}; starting it again")
+            if restarts.failures == TELLING:
+                self._say(f"! {problem}")
+            later = f" in {delay_s:.0f} s" if delay_s >= 1 else ""
+            self._say(f"! {problem.splitlines()[0]}; starting it again{later}")
             await asyncio.sleep(delay_s)
             try:
                 await self._launch(part)
             except PartFailed as why:
                 problem = str(why)
+            except Exception as why:  # whatever it is, it may pass
+                problem = f"{part.name} could not be started: {why}"
             else:
                 problem = None
+                restarts.ready(time.monotonic())
                 self._say(f"· {part.name} is back")
-
-    def _give_up(self, why: PartFailed) -> None:
-        if not self._gone.done():
-            self._gone.set_result(why)
 
     async def _end(self, running: Running) -> None:
         running.ask_to_stop()

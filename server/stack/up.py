@@ -7,7 +7,6 @@ It ends with 0 when it was asked to, else with 1 and the reason. Nothing it star
 """
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
@@ -96,7 +95,7 @@ async def _run(settings: Settings, home: Places) -> int:
 
 
 async def _live(settings: Settings, home: Places, supervisor: Supervisor) -> None:
-    """Start everything, then watch until a part is given up, which is raised."""
+    """Start everything, then watch for ever. Raises what keeps the stack from being started."""
     began_s = time.monotonic()
     secrets = credentials(home.state, settings)
     settings = replace(
@@ -123,17 +122,11 @@ async def _live(settings: Settings, home: Places, supervisor: Supervisor) -> Non
         logs = await start_own(settings, home, supervisor)
         await wait_healthy(settings)
         banner(home, env, time.monotonic() - began_s)
-        await _watch(home, supervisor, Warnings(logs, say))
+        await _watch(home, Warnings(logs, say))
 
 
-async def _watch(home: Places, supervisor: Supervisor, warnings: Warnings) -> None:
-    gone = asyncio.create_task(supervisor.gone(), name="gone")
-    try:
-        while not gone.done():
-            await asyncio.wait((gone,), timeout=WATCH_EVERY_S)
-            warnings.read()
-            rotate(home.logs)
-    finally:
-        gone.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            raise await gone
+async def _watch(home: Places, warnings: Warnings) -> None:
+    while True:
+        await asyncio.sleep(WATCH_EVERY_S)
+        warnings.read()
+        rotate(home.logs)

@@ -36,6 +36,21 @@ def require_config(event_type: str, config: object, field: str = "config") -> No
         bridge_of(event_type, config, field)
 
 
+def require_known(event_type: str, config: Mapping[str, object], keep_hours: float) -> None:
+    """InvalidArgument for a cron trigger that would make good what it is no longer known of whether it ran."""
+    if family(event_type) != CRON:
+        return
+    given, most = parse_schedule(config).catch_up_s, int(keep_hours * 3600)
+    if given > most:
+        raise InvalidArgument(
+            "config.catch_up_s",
+            f"config.catch_up_s is {given}; events are kept for {keep_hours:g} hours, so that it must be at most"
+            f" {most}",
+            value=str(given),
+            allowed=str(most),
+        )
+
+
 def same_times(config: Mapping[str, object], other: Mapping[str, object]) -> bool:
     """Whether two configurations name the same schedule in the same zone."""
     return _times(config) == _times(other)

@@ -20,7 +20,7 @@ from server.postgres.changes import Changes
 from server.postgres.control import Connection, Pool, transaction
 from server.triggers import backfill
 from server.triggers.circles import Circles, Target
-from server.triggers.configuration import same_times
+from server.triggers.configuration import require_known, same_times
 from server.triggers.drafts import Draft, drafted, redrafted
 from server.triggers.rows import COLUMNS, Record, unknown
 from server.triggers.totals import require_room, total_of
@@ -62,6 +62,7 @@ class Triggers:
         among the members it begins with events of the past; ResourceExhausted when enough of them do."""
         members, given = backfill.taken_out(members)
         draft = drafted(members)
+        require_known(draft.event_type, draft.config.value, self._keep_hours)
         start = None if given is None else backfill.start_of(given, draft, self._clock.now(), self._keep_hours)
         async with transaction(self._pool) as conn:
             await take_turn(conn, project_id)
@@ -112,6 +113,8 @@ class Triggers:
             await take_turn(conn, project_id)
             before = _draft(_found(await _select(conn, project_id, trigger_id, lock=True), trigger_id))
             after = redrafted(before, members)
+            if "config" in members or "event_type" in members:
+                require_known(after.event_type, after.config.value, self._keep_hours)
             if after.target != before.target:
                 await _require_target(conn, project_id, after)
             total = await total_of(conn, project_id)

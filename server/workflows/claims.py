@@ -1,7 +1,7 @@
 """Steps that run in this process: their leases are renewed together, and those that are lost are ended here too.
 
 A lease is lost when the run ended (cancelled, or another step failed), or when this process alone did not reach the
-database for so long that somebody else took the step (`server.workflows.presence`).
+database for so long that somebody else took the step (`server.postgres.presence`).
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from typing import Final
 from server.errors import AtlasError
 from server.log import logger
 from server.postgres.control import Pool, transaction
+from server.tasks import end_task
 from server.workflows import queue
 from server.workflows.queue import Claimed
 
@@ -41,8 +42,7 @@ class Claims:
             task.cancel()
         await _ended_within(self._tasks(), then_s)
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end_task(self._task)
 
     def hold(self, claimed: Claimed, work: Coroutine[object, object, None]) -> None:
         """Do the work of a step under its lease."""

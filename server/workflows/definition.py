@@ -24,6 +24,9 @@ MAX_INPUT_BYTES: Final = 1024 * 1024 + 64 * 1024
 MAX_OUTPUT_BYTES: Final = 256 * 1024
 """Of what a step hands on, as JSON text."""
 
+MAX_RUN_BYTES: Final = 16 * 1024 * 1024
+"""Of the outputs of all steps of a run; small ones (`records.SHOWN_BYTES`) always fit."""
+
 MAX_READ_BYTES: Final = 4 * 1024 * 1024
 """Of all outputs that one step reads, as JSON text."""
 

@@ -72,9 +72,9 @@ _RUN: Final = "id, project_id, workflow_id, version, state, trigger_id, error, c
 _EVENT: Final = f"CASE WHEN octet_length(event) <= {SHOWN_BYTES} THEN event END AS event"
 _STEP: Final = "node_id, type, state, attempts, due_at, error, history, began_at, finished_at"
 _SMALL: Final = (
-    f"CASE WHEN octet_length(input) <= {SHOWN_BYTES} THEN input END AS input,"
+    f"CASE WHEN octet_length(input) BETWEEN 1 AND {SHOWN_BYTES} THEN input END AS input,"
     f" CASE WHEN octet_length(output) <= {SHOWN_BYTES} THEN output END AS output,"
-    f" greatest(octet_length(input), octet_length(output)) > {SHOWN_BYTES} AS omitted"
+    f" input = '' OR greatest(octet_length(input), octet_length(output)) > {SHOWN_BYTES} AS omitted"
 )
 
 
@@ -98,8 +98,6 @@ async def newest(
         conditions.append(("workflow_id = %s", wanted.workflow_id))
     if wanted.since is not None:
         conditions.append(("created_at >= %s", wanted.since))
-    if wanted.until is not None:
-        conditions.append(("created_at < %s", wanted.until))
     values = [item for _, value in conditions for item in (value if isinstance(value, tuple) else (value,))]
     text = [condition for condition, _ in conditions]
     if wanted.state:
@@ -121,7 +119,7 @@ async def steps(conn: Connection, run_id: str) -> list[StepRecord]:
 
 
 async def step(conn: Connection, run_id: str, node_id: str) -> StepRecord:
-    """With all of its input and output. NotFound when the run has no such step."""
+    """With all of its input and output as they are stored. NotFound when the run has no such step."""
     cursor = await conn.cursor(row_factory=dict_row).execute(
         f"SELECT {_STEP}, input, output, false AS omitted FROM workflow_steps"
         " WHERE run_id = %s AND node_id = %s".encode(),
@@ -136,6 +134,17 @@ async def step(conn: Connection, run_id: str, node_id: str) -> StepRecord:
     return _step(row)
 
 
+async def beginning(conn: Connection, run_id: str) -> tuple[bytes, str]:
+    """Of a run that is there: its event, and its definition as it was written."""
+    cursor = await conn.execute(
+        "SELECT r.event, v.definition::text FROM workflow_runs r JOIN workflow_versions v USING (workflow_id, version)"
+        " WHERE r.id = %s",
+        [run_id],
+    )
+    ((event, definition),) = await cursor.fetchall()
+    return bytes(event), definition
+
+
 async def results(
     conn: Connection, run_id: str, node_ids: Collection[str], outputs: Collection[str]
 ) -> Sequence[Mapping[str, Any]]:
@@ -148,12 +157,12 @@ async def results(
     return await cursor.fetchall()
 
 
-async def output_bytes(conn: Connection, run_id: str, node_ids: Collection[str]) -> int:
-    """Of the outputs of these steps together; none of them is read."""
+async def output_bytes(conn: Connection, run_id: str, node_ids: Collection[str] | None = None) -> int:
+    """Of the outputs of these steps, or of all, together; none of them is read."""
     cursor = await conn.execute(
         "SELECT coalesce(sum(octet_length(output)), 0)::bigint FROM workflow_steps"
-        " WHERE run_id = %s AND node_id = ANY(%s)",
-        [run_id, list(node_ids)],
+        " WHERE run_id = %s AND coalesce(node_id = ANY(%s), true)",
+        [run_id, None if node_ids is None else list(node_ids)],
     )
     row = await cursor.fetchone()
     assert row is not None

@@ -4,8 +4,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from server.fields import well_formed
-from server.workflows.attempting import input_of
 from server.workflows.definition import Retry
+from server.workflows.inputs import stored
 from server.workflows.nodes.step import Attempt, StepFailed
 from server.workflows.queue import Claimed
 from server.workflows.transitions import Ended
@@ -46,7 +46,7 @@ def failure(why: StepFailed, attempt: Attempt | None) -> Ended:
     message = well_formed(why.message.replace("\0", "\ufffd"))
     is_function = attempt is not None and attempt.node.type == "function"
     return Ended(
-        input=None if attempt is None else input_of(attempt),
+        input=None if attempt is None else stored(attempt.node, attempt.input),
         error={"reason": why.reason, "message": message[:MAX_MESSAGE_CHARS]},
         invocation_id=attempt.invocation_id if is_function and attempt is not None else None,
     )

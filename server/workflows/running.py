@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -11,13 +11,14 @@ from server.clock import Clock
 from server.errors import AtlasError, InvalidArgument, Unavailable
 from server.events.bus import EventBus
 from server.log import logger
-from server.postgres.control import Pool, transaction
+from server.postgres.control import Connection, Pool, transaction
 from server.tasks import whole
 from server.telemetry.metrics import Metrics
-from server.workflows import queue, stream, transitions
-from server.workflows.attempting import Attempting, Definitions, input_of
+from server.workflows import queue, records, stream, transitions
+from server.workflows.attempting import Attempting, Definitions
 from server.workflows.claims import Claims
-from server.workflows.definition import Definition, Node
+from server.workflows.definition import MAX_RUN_BYTES, Definition, Node
+from server.workflows.inputs import stored
 from server.workflows.nodes.step import Attempt, NodeType, Output, StepFailed, Wait
 from server.workflows.queue import Claimed
 from server.workflows.retrying import died, failure, retry_at
@@ -121,7 +122,9 @@ class Stepping:
             if isinstance(ended, Wait):
                 return await transitions.wait(conn, claimed, ended.until), "waiting"
             if isinstance(ended, Ended):
-                return await transitions.finish(conn, definition, claimed, ended), "succeeded"
+                ended = await _bounded(conn, claimed, ended)
+                after = await transitions.finish(conn, definition, claimed, ended)
+                return after, "succeeded" if ended.error is None else "failed"
             why, refused = ended.why, ended.why.no_room
             node = definition.nodes[claimed.node_id]
             again = retry_at(why, claimed, node.retry, now=ended.at, jitter=random.uniform(0.5, 1.0))  # noqa: S311
@@ -168,4 +171,21 @@ class Stepping:
 
 def _ended(attempt: Attempt, got: Output) -> Ended:
     invocation_id = attempt.invocation_id if attempt.node.type == "function" else None
-    return Ended(input=input_of(attempt), output=got.json, branch=got.branch, invocation_id=invocation_id)
+    return Ended(
+        input=stored(attempt.node, attempt.input), output=got.json, branch=got.branch, invocation_id=invocation_id
+    )
+
+
+async def _bounded(conn: Connection, claimed: Claimed, ended: Ended) -> Ended:
+    """As it is, or failed because its run would hold too much."""
+    size = len(ended.output or b"")
+    if size <= records.SHOWN_BYTES:
+        return ended
+    await transitions.lock(conn, claimed.run_id)
+    if (held := await records.output_bytes(conn, claimed.run_id)) + size <= MAX_RUN_BYTES:
+        return ended
+    message = (
+        f"The step's output has {size} bytes and those of the run have {held} already;"
+        f" together {MAX_RUN_BYTES} are allowed: hand on less"
+    )
+    return replace(ended, output=None, branch=None, error={"reason": "RUN_OUTPUTS_TOO_LARGE", "message": message})

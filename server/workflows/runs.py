@@ -4,6 +4,7 @@ start ──COMMIT──▶ the run happens ··· StepWorker of any process tak
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 from uuid import uuid4
 
@@ -16,8 +17,9 @@ from server.fields import parse_id
 from server.paging import Page, at, request
 from server.postgres.control import Connection, Pool, transaction
 from server.telemetry.metrics import Metrics
-from server.workflows import records, store, stream, transitions
+from server.workflows import inputs, records, store, stream, transitions
 from server.workflows.events import by_hand, members_of
+from server.workflows.nodes.step import StepFailed
 from server.workflows.records import Filter, Run, StepRecord
 from server.workflows.store import Workflow
 
@@ -91,15 +93,24 @@ class Workflows:
             return run, await records.steps(conn, run_id)
 
     async def step(self, project_id: str, run_id: str, node_id: str) -> StepRecord:
+        """With all of its input and output, unless another release stored what this one cannot read."""
         run_id = parse_id("run_id", run_id)
         async with transaction(self._pool) as conn:
             await records.get(conn, project_id, run_id)
-            return await records.step(conn, run_id, node_id)
+            step = await records.step(conn, run_id, node_id)
+            if step.input != inputs.MADE_AGAIN:
+                return step
+            event, definition = await records.beginning(conn, run_id)
+        try:
+            made = await inputs.Inputs(self._pool).again(run_id, event, store.loaded(definition).nodes[node_id])
+        except (StepFailed, InvalidArgument):
+            return replace(step, input=None, omitted=True)
+        return replace(step, input=made)
 
     async def list(self, project_id: str, wanted: Filter, page_size: int = 0, page_token: str = "") -> Page[Run]:
         """Newest first."""
         wanted = wanted.checked()
-        asked = request(f"workflow runs of {project_id} {wanted}", page_size, page_token)
+        asked = request(f"workflow runs of {project_id} {wanted}", page_size, page_token, until=wanted.until)
         async with transaction(self._pool) as conn:
             before = (asked.after.moment, asked.after.id)
             found = await records.newest(conn, project_id, wanted, before=before, most=asked.size + 1)

@@ -21,11 +21,12 @@ from server.errors import AtlasError, Unavailable
 from server.events.bus import EventBus
 from server.log import logger
 from server.postgres.control import Pool, transaction
+from server.postgres.presence import Presence
+from server.tasks import end_task
 from server.telemetry.metrics import Metrics
 from server.workflows import queue, stream
 from server.workflows.claims import Claims
 from server.workflows.nodes.step import NodeType
-from server.workflows.presence import Presence
 from server.workflows.running import Stepping
 
 log = logger("workflows")
@@ -64,7 +65,7 @@ class StepWorker:
         self._claims = Claims(pool)
         clock = clock or SystemClock()
         self._stepping = Stepping(pool, bus, types, self._claims, self._metrics, clock)
-        self._presence = Presence(clock)
+        self._presence = Presence(clock, queue.LEASE_S)
         self._tasks: list[asyncio.Task[None]] = []
         self._cancellations: Subscription | None = None
 
@@ -81,10 +82,7 @@ class StepWorker:
 
     async def close(self, drain_s: float = DRAIN_S) -> None:
         """Claim no more; let steps end for that long, then end them and give them back."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end_task(*self._tasks)
         await self._claims.close(drain_s, DRAIN_S)
         if self._cancellations is not None:
             with suppress(*stream.AWAY):

@@ -1,4 +1,4 @@
-"""Kills for `chaos`: parts of a stack at random, with SIGKILL, but none that the stack would then give up."""
+"""Kills for `chaos`: parts of a stack at random, with SIGKILL, none so often that the stack waits for long with it."""
 
 import contextlib
 import os
@@ -27,8 +27,7 @@ PAUSE_S: Final = (0.4, 1.2)
 """Between two kills."""
 
 MOST_KILLS: Final = 3
-"""Of one part within a minute: the supervisor, which has to tell a crash from a part that cannot run, gives up the
-stack when one ends for the seventh time."""
+"""Of one part within a minute: the supervisor waits twice as long each time that one ends soon after it was ready."""
 
 MINUTE_S: Final = 62.0
 
@@ -59,7 +58,7 @@ class Failures:
         self._recent: dict[str, int] = dict.fromkeys(VICTIMS, 0)
 
     def read(self, said: str, now_s: float) -> None:
-        counts = Counter(re.findall(r"^! (\S+) .*; starting it again$", said, re.MULTILINE))
+        counts = Counter(re.findall(r"^! (\S+) .*; starting it again(?: in \d+ s)?$", said, re.MULTILINE))
         for name, times in self._at_s.items():
             times += [now_s] * (counts[name] - len(times))
             self._recent[name] = sum(now_s - at_s < MINUTE_S for at_s in times)

@@ -20,7 +20,7 @@ def test_every_event_is_done_once_whatever_is_killed_meanwhile() -> None:
     assert report.kills.keys() == VICTIMS.keys()
 
 
-def test_nothing_is_killed_that_the_stack_might_then_give_up() -> None:
+def test_nothing_is_killed_so_often_that_the_stack_waits_for_long() -> None:
     failures = Failures()
     said = "! worker-0 was killed by SIGKILL; starting it again\n· worker-0 is back\n! api-0: warning: [x]\n"
     failures.read(said * 2, 0.0)

@@ -23,6 +23,8 @@ from server.runs.record import RunRecord, finished
 from tests.fix_runs import a_run, eventually
 
 AWAY = Unavailable("The database is away", reason="CONTROL_DATABASE_UNAVAILABLE")
+AWAY_TRIES = 90
+"""As many as a try a second are in an outage of a minute and a half."""
 
 
 class Records:
@@ -58,7 +60,7 @@ async def test_the_end_of_an_asynchronous_run_is_written_when_the_database_is_ba
     async def finish(conn: Connection, *args: Any) -> bool:
         nonlocal tries
         tries += 1
-        if tries < 4:
+        if tries < AWAY_TRIES:
             raise AWAY
         return await real_finish(conn, *args)
 
@@ -82,7 +84,7 @@ async def test_the_end_of_an_asynchronous_run_is_written_when_the_database_is_ba
 
     await eventually(recorded)
     await worker.close()
-    assert (tries, calls) == (4, 1)
+    assert (tries, calls) == (AWAY_TRIES, 1)
     async with transaction(pool) as conn:
         record = await rows.get(conn, project_id, call.run_id)
     assert record is not None
@@ -93,13 +95,16 @@ async def test_an_answer_is_stored_under_its_key_when_the_database_is_back(
     pool: Pool, project_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller does not wait for that."""
-    away, subject = True, Idempotency(pool)
+    away, subject = AWAY_TRIES, Idempotency(pool)
     tried = asyncio.Event()
 
     @asynccontextmanager
     async def sometimes(pool: Pool) -> AsyncIterator[Connection]:
+        nonlocal away
         if away:
+            away -= 1
             tried.set()
+            assert subject._leases._held, "nobody else may take the key meanwhile"
             raise AWAY
         async with transaction(pool) as conn:
             yield conn
@@ -109,11 +114,11 @@ async def test_an_answer_is_stored_under_its_key_when_the_database_is_back(
     async def run(call: Call) -> Finished:
         calls.append(call)
         monkeypatch.setattr(idempotency, "transaction", sometimes)
+        monkeypatch.setattr(idempotency, "WRITE_PAUSE_S", 0.02)
         return Finished(call.run_id, Result(outcome=Outcome.OK, value=b"2"))
 
     answer: Answer = await subject.once(a_call(project_id), "k", run)
     assert tried.is_set()
-    away = False
 
     async def stored() -> bool:
         return not subject._storing

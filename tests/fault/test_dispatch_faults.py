@@ -11,13 +11,16 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
 
 from server.dispatch import consumer
+from server.dispatch.lease import LEASE_S, Lease
 from server.events import stream
 from server.invocations.invoke import Call
 from server.postgres.changes import Changes
@@ -315,3 +318,48 @@ async def test_a_project_that_is_deleted_leaves_nothing_that_runs(site: Site) ->
     await site.publish(3)
     await site.taken()
     assert worker.invoker.calls == []
+
+
+class Leaping:
+    """A clock that goes only when told."""
+
+    at_s = 1_000.0
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic_s(self) -> float:
+        return self.at_s
+
+
+async def test_after_an_absence_of_the_database_others_have_the_time_to_come_back(site: Site) -> None:
+    """It was away for less than a lease, and for longer than another's lease still lasted."""
+    clock, other = Leaping(), str(uuid4())
+    lease = Lease(site.pool, known=frozenset, found=lambda: None, clock=clock)
+
+    async def others() -> bool:
+        async with transaction(site.pool) as conn:
+            cursor = await conn.execute("SELECT FROM dispatch_leases WHERE id = %s", [other])
+            return cursor.rowcount == 1
+
+    async def look() -> None:
+        await lease.renew()
+        await lease.reap()
+
+    await lease.start()
+    async with transaction(site.pool) as conn:
+        await conn.execute("INSERT INTO dispatch_leases VALUES (%s, now() - interval '1 second')", [other])
+    for _ in range(int(LEASE_S) - 1):
+        clock.at_s += 1.0
+        await look()
+    clock.at_s += LEASE_S - 2.0
+    await look()
+    for _ in range(int(LEASE_S) - 1):
+        assert await others()
+        clock.at_s += 1.0
+        await look()
+    assert await others()
+    clock.at_s += 1.0
+    await look()
+    assert not await others()
+    await lease.close()

@@ -21,8 +21,10 @@ from server.invocations.async_worker import AsyncWorker
 from server.invocations.asynchronous import AsyncRuns, Pending
 from server.invocations.attempts import Attempts
 from server.invocations.invoke import Body, Call, Finished, Request
+from server.invocations.leases import Leases
 from server.postgres.changes import Changes
 from server.postgres.control import Pool, transaction
+from server.postgres.presence import Presence
 from server.runs import rows
 from server.runs.record import Run, RunError, RunRecord, finished
 from server.runs.running import Running
@@ -390,10 +392,11 @@ async def test_a_project_with_endless_runs_leaves_places_to_others(
 
 
 async def test_one_whose_worker_died_is_run_again_and_not_for_ever(
-    runs: AsyncRuns, process: MakeProcess, pool: Pool, project_id: str
+    runs: AsyncRuns, process: MakeProcess, pool: Pool, project_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lease of a worker that was killed runs out; nothing of it is left but the row."""
     run_id = await runs.accept(a_call(project_id))
+    leases = Leases(pool, "async_runs")
     for attempt in (1, 2, 3):
         async with transaction(pool) as conn:
             (claimed,) = await async_queue.claim(conn, 5)
@@ -401,6 +404,13 @@ async def test_one_whose_worker_died_is_run_again_and_not_for_ever(
         async with transaction(pool) as conn:
             assert await async_queue.claim(conn, 5) == []
         await lapse(pool, run_id)
+        await leases.renew()
+        async with transaction(pool) as conn:  # the database may have been away, and all have just come back
+            assert await async_queue.claim(conn, 5) == []
+        with monkeypatch.context() as later:
+            later.setattr(Presence, "is_steady", True)
+            await leases.renew()
+        assert (await stored(pool, project_id, run_id)).state == "queued"
     late = Finished(run_id, Result(outcome=Outcome.OK))
     worker = process()
     await worker.start()

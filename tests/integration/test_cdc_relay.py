@@ -18,7 +18,7 @@ from server.events import stream
 from server.events.bus import EventBus
 from server.events.envelope import Event, encode
 from server.events.json_text import read
-from server.postgres.session import Address, Reader, Session
+from server.postgres.channel import Address, Channel, Reader
 from server.postgres.tenants import Tenants
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
@@ -271,9 +271,9 @@ async def test_a_link_to_a_server_that_is_gone_is_closed_in_time() -> None:
         loop, reader = asyncio.get_running_loop(), Reader()
         transport, protocol = await loop.create_connection(lambda: asyncio.StreamReaderProtocol(reader), sock=ours)
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-        session = Session(Address(host="x", port=1), reader, writer)
+        channel = Channel(Address(host="x", port=1), reader, writer)
         writer.write(bytes(8 * 1024 * 1024))
-        link = Link(session, reader, writer.write)
+        link = Link(channel, reader, writer.write)
         async with asyncio.timeout(5):
             await link.close()
         assert transport.is_closing()

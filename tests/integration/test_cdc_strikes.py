@@ -10,7 +10,7 @@ from server.cdc.pgoutput import Begin, ProtocolError
 from server.cdc.position import lsn_text
 from server.cdc.relay import Relay
 from server.cdc.strikes import STRIKES, Strikes
-from server.postgres.session import SqlError
+from server.postgres.channel import SqlError
 from server.postgres.tenants import Tenants
 from tests.fix_cdc import forget_slots, run
 

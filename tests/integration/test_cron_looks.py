@@ -101,8 +101,15 @@ class Site:
         self.clock, self.triggers, self.metrics = Hand(), Triggers(), Metrics()
         self.publisher = Publisher(bus, SETTINGS)
 
-    def scheduler(self, publisher: Any = None, triggers: Any = None) -> Cron:
-        return Cron(self.pool, triggers or self.triggers, publisher or self.publisher, self.metrics, clock=self.clock)
+    def scheduler(self, publisher: Any = None, triggers: Any = None, events_keep_hours: float = 24) -> Cron:
+        return Cron(
+            self.pool,
+            triggers or self.triggers,
+            publisher or self.publisher,
+            self.metrics,
+            events_keep_hours=events_keep_hours,
+            clock=self.clock,
+        )
 
     async def published(self) -> list[Event]:
         """All that is in the stream, in its order."""
@@ -223,6 +230,15 @@ async def test_missed_ticks_are_in_the_ledger_or_made_good(site: Site) -> None:
     assert message.startswith("28 ticks from 2026-07-01T12:01:00Z to 2026-07-01T12:28:00Z came to nothing")
     assert len(lines) == 2
     assert site.counted() == {"fired": 14, "missed": 28 + 20, "overlapped": 0}
+
+
+async def test_ticks_are_not_made_good_of_which_it_may_be_unknown_whether_they_ran(site: Site) -> None:
+    """The trigger is of a time in which events were kept for longer."""
+    trigger = site.triggers.add(catch_up_s=6 * 3600)
+    await site.scheduler(events_keep_hours=0.5).look()
+    site.clock.go(120)
+    await site.scheduler(events_keep_hours=0.5).look()
+    assert await site.fired(trigger) == minutes(0, *range(91, 121))
 
 
 async def test_with_overlap_skip_one_waits_for_the_other(site: Site) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -17,6 +18,7 @@ from server.dispatch.planning import choose
 from server.errors import NotFound, Unavailable
 from server.events import stream
 from server.events.envelope import encode
+from server.events.json_text import read
 from server.invocations.invoke import Call
 from server.postgres.control import transaction
 from tests.fix_dispatch import THREW, TYPE, Answer, Gate, Site, status
@@ -171,6 +173,25 @@ async def test_a_pair_that_is_known_is_left_alone(site: Site) -> None:
     (other,) = await site.publish(2)
     await site.until({"done": 2})
     assert Counter(json.loads(call.body.data)["id"] for call in worker.invoker.calls) == {event.id: 1, other: 1}
+
+
+async def test_of_another_event_with_a_known_id_the_first_is_what_is_kept(site: Site) -> None:
+    """No trigger runs twice for an id. One that is newer gets the second as it came, and tried again the first."""
+    worker = await (await site.worker(lambda call: fails_at_first(call, new))).start()
+    new, old = "", await site.trigger()
+    first = site.event(1)
+    await site.publisher.publish([first])
+    await site.until({"done": 1})
+    new = await site.trigger()
+    await site.bus.jetstream.publish(stream.subject_of(TYPE), encode(replace(first, data=read(b"2"))))
+    await site.until({"done": 2})
+    calls = [(call.trigger, json.loads(call.body.data)["data"]) for call in worker.invoker.calls]
+    assert calls == [(old, 1), (new, 2), (new, 1)]
+
+
+async def fails_at_first(call: Call, trigger_id: str) -> Answer:
+    attempt = json.loads(call.event or b"")["attempt"]
+    return THREW if (call.trigger, attempt) == (trigger_id, 1) else None
 
 
 async def stored(site: Site) -> list[bytes]:

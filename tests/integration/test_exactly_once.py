@@ -28,7 +28,7 @@ from server.host.keyvalue import KeyValue
 from server.host.origin import Origin
 from server.host.publishing import Publishing
 from server.invocations.exactly_once import DONE, run_once
-from server.postgres.session import ConnectionLost
+from server.postgres.channel import ConnectionLost
 from server.postgres.tenants import Tenants, schema_of
 from tests.fix_effects import LIMITS, SETTINGS, Decoded, ask, stored
 from tests.fix_runs import eventually

@@ -14,7 +14,7 @@ import pytest
 from server.stack.logfiles import Warnings, rotate
 from server.stack.orphans import end, marked, working_in
 from server.stack.part import Part, PartFailed, start
-from server.stack.supervisor import MAX_FAILURES, Supervisor
+from server.stack.supervisor import Supervisor
 
 MakePart = Callable[..., Part]
 IDLE = "[ -p fifo ] || mkfifo fifo; : > ready; read nothing < fifo"
@@ -85,17 +85,30 @@ async def test_a_part_that_ends_before_it_is_ready_is_an_error_at_once(
         await supervisor.start(make_part("echo cannot work here; exit 7"))
 
 
-async def test_a_part_that_fails_again_and_again_is_given_up(
-    supervisor: Supervisor, make_part: MakePart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_part_that_fails_again_and_again_comes_back_when_it_can(
+    make_part: MakePart, mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.stack.supervisor.FIRST_DELAY_S", 0.001)
-    await supervisor.start(make_part(f"echo x >> starts; [ -e broken ] && exit 3; {IDLE}"))
+    said: list[str] = []
+    supervisor = Supervisor(mark, said.append)
+    ready, refusals = tmp_path / "ready", [OSError(11, "no process to be had")] * 2
+
+    def before() -> None:
+        ready.unlink(missing_ok=True)
+        if (tmp_path / "broken").exists() and refusals:
+            raise refusals.pop()
+
+    await supervisor.start(make_part(f"[ -e broken ] && echo cannot work here && exit 3; {IDLE}", before=before))
     (tmp_path / "broken").touch()
-    os.kill(next(iter(marked(supervisor._mark))), signal.SIGKILL)
-    async with asyncio.timeout(10):
-        why = await supervisor.gone()
-    assert f"dummy failed {MAX_FAILURES + 1} times within a minute. dummy ended with status 3" in str(why)
-    assert len((tmp_path / "starts").read_text().split()) == MAX_FAILURES + 1
+    os.kill(next(iter(marked(mark))), signal.SIGKILL)
+    await until(lambda: len(said) >= 10)
+    assert "! dummy could not be started: [Errno 11] no process to be had; starting it again" in said
+    told = [line for line in said if "cannot work here" in line]
+    assert len(told) == 1, "what it wrote is told once, and not for ever"
+    assert told[0].startswith("! dummy ended with status 3\n")
+    (tmp_path / "broken").unlink()
+    await until(lambda: said[-1] == "· dummy is back")
+    await supervisor.stop()
 
 
 async def test_a_part_that_ignores_the_request_is_killed(make_part: MakePart, mark: str) -> None:

@@ -16,7 +16,8 @@ from psycopg import pq
 
 from engines.contract import HostError
 from server.host.database import Database
-from server.postgres.session import Address, ConnectionLost, Session, SqlError
+from server.postgres.channel import Address, ConnectionLost, SqlError
+from server.postgres.session import Session
 from server.postgres.tenants import CONNECTION_LIMIT, Tenants, schema_of
 from server.stack import nats, postgres
 from server.stack.account import private_file, servant

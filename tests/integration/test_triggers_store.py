@@ -52,6 +52,22 @@ async def on_workflow(pool: Pool, project_id: str) -> dict[str, Any]:
     return {"event_type": "cron", "config": HOURLY, "target_type": "workflow", "workflow_id": workflow_id}
 
 
+async def test_ticks_are_made_good_no_longer_than_it_is_known_which_have_run(
+    pool: Pool, process: Process, project_id: str, on_workflow: dict[str, Any]
+) -> None:
+    triggers = Triggers(pool, process.changes, events_keep_hours=2)
+    most, more = (members(**on_workflow | {"config": {**HOURLY, "catch_up_s": seconds}}) for seconds in (7_200, 7_201))
+    message = "config.catch_up_s is 7201; events are kept for 2 hours, so that it must be at most 7200"
+    with pytest.raises(InvalidArgument, match=message) as refused:
+        await triggers.create(project_id, more)
+    assert (refused.value.field, refused.value.metadata["allowed"]) == ("config.catch_up_s", "7200")
+    made = await triggers.create(project_id, most)
+    with pytest.raises(InvalidArgument, match=message):
+        await triggers.update(project_id, made.id, members(config={**HOURLY, "catch_up_s": 7_201}))
+    of_old = Triggers(pool, process.changes, events_keep_hours=1)
+    assert not (await of_old.update(project_id, made.id, members(enabled=False))).enabled, "it is not checked again"
+
+
 async def test_what_is_created_comes_back_with_its_digits(
     triggers: Triggers, project_id: str, on_function: dict[str, Any]
 ) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from server.errors import InvalidArgument, NotFound
 from server.postgres.control import Pool
-from server.workflows import attempting
+from server.workflows import inputs
 from server.workflows.nodes.step import Attempt, Output
 from server.workflows.records import Filter
 from server.workflows.retention import WorkflowRetention
@@ -137,7 +137,7 @@ async def test_inputs_and_outputs_have_bounds(site: Site) -> None:
 async def test_what_a_step_reads_has_bounds_before_it_is_loaded(
     site: Site, monkeypatch: pytest.MonkeyPatch, bound: str, most: int, told: str
 ) -> None:
-    monkeypatch.setattr(attempting, bound, most)
+    monkeypatch.setattr(inputs, bound, most)
     value: object = "x" * 4_000 if bound == "MAX_READ_BYTES" else [[]] * 33  # of which each has 34 brackets, 32 commas
     await site.worker()
     nodes = [kv(name, value) for name in "abc"]
@@ -202,7 +202,7 @@ async def test_retention_and_the_end_of_a_project(site: Site, pool: Pool) -> Non
     old = await site.run(workflow)
     await site.ended(old)
     await site.execute("UPDATE workflow_runs SET finished_at = now() - interval '2 hours'")
-    retention = WorkflowRetention(pool, keep_hours=1)
+    retention = WorkflowRetention(pool, keep_hours=1, keep_mb=256)
     young = await site.run(workflow)
     await site.ended(young)
     assert await retention.sweep() == 1

@@ -119,6 +119,12 @@ class TestEvents:
 
 
 class TestOrder:
+    def test_what_is_read_again_is_the_same_bytes(self) -> None:
+        update = Update(7, [b"1", b"s", None], True, [b"1", b"x", b"2.50"])
+        read = [taken(changes(), BEGIN, TABLE, Insert(7, [b"1", b'"', b"1.50"]), update, COMMIT) for _ in range(2)]
+        assert read[0] == read[1]
+        assert sum(isinstance(item, Outgoing) for item in read[0]) == 2
+
     def test_changes_are_numbered_within_their_transaction(self) -> None:
         items = taken(
             changes(),

@@ -73,6 +73,7 @@ EVENTS = [
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: str(event.type))
 def test_what_is_encoded_is_decoded(event: Event) -> None:
     assert decode(encode(event)) == event
+    assert encode(decode(encode(event))) == encode(event), "an outbox that publishes again publishes the same bytes"
 
 
 def test_data_stays_as_it_was_written() -> None:

@@ -1,7 +1,7 @@
 """Page tokens: opaque, bound to their list, useless when changed."""
 
 import base64
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
@@ -33,6 +33,14 @@ def test_size_and_first_page() -> None:
     assert request("x", 0, "").after == LATEST
     assert request("x", 0, "", first=END).after == END
     assert LATEST.moment.year == 9999
+
+
+def test_what_is_not_before_until_is_not_walked_through() -> None:
+    ends = Place(at(MOMENT, "").order, "00000000-0000-0000-0000-000000000000")
+    earlier, later = (at(MOMENT + timedelta(seconds=step), str(uuid4())) for step in (-1, 1))
+    assert request("x", 0, "", until=MOMENT).after == ends
+    assert request("x", 0, token_of("x", earlier), until=MOMENT).after == earlier
+    assert request("x", 0, token_of("x", later), until=MOMENT).after == ends
 
 
 @pytest.mark.parametrize("size", [-1, 201, 2**31 - 1, -(2**31)])

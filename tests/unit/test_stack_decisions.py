@@ -9,19 +9,23 @@ from server.settings import Settings
 from server.stack import api
 from server.stack.bootstrap import Env, read_env
 from server.stack.places import PlaceError, Places, places
-from server.stack.supervisor import MAX_FAILURES, WINDOW_S, Restarts
+from server.stack.supervisor import LONGEST_DELAY_S, STEADY_S, Restarts
 
 
-def test_each_start_waits_longer_and_then_it_is_given_up() -> None:
+def test_each_start_waits_longer_and_it_is_never_given_up() -> None:
     restarts = Restarts()
-    delays = [restarts.after_failure(now_s=10.0 + n) for n in range(MAX_FAILURES + 1)]
-    assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, None]
+    delays = [restarts.after_failure(now_s=10.0 + n) for n in range(10_000)]
+    assert delays[:9] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6]
+    assert set(delays[9:]) == {LONGEST_DELAY_S}
 
 
-def test_failures_of_long_ago_do_not_count() -> None:
+def test_what_was_ready_for_a_while_is_started_at_once() -> None:
     restarts = Restarts()
-    for n in range(MAX_FAILURES * 3):
-        assert restarts.after_failure(now_s=n * (WINDOW_S + 1)) == 0.1
+    for n in range(20):
+        restarts.ready(now_s=n * 100.0)
+        assert restarts.after_failure(now_s=n * 100.0 + STEADY_S) == 0.1
+    restarts.ready(now_s=5_000.0)
+    assert restarts.after_failure(now_s=5_000.0 + STEADY_S / 2) == 0.2
 
 
 def test_two_states_never_share_a_place() -> None:

@@ -2,8 +2,9 @@
 
 from datetime import UTC, datetime
 
-from server.workflows.presence import Presence
-from server.workflows.queue import LEASE_S
+from server.postgres.presence import Presence
+
+LEASE_S = 15.0
 
 
 class Clock:
@@ -24,7 +25,7 @@ def pass_by(clock: Clock, presence: Presence, seconds: float, every_s: float = 0
 
 def test_it_is_steady_after_a_whole_lease_without_a_gap() -> None:
     clock = Clock()
-    presence = Presence(clock)
+    presence = Presence(clock, LEASE_S)
     assert not presence.is_steady
     presence.seen()
     pass_by(clock, presence, LEASE_S - 0.5)
@@ -35,7 +36,7 @@ def test_it_is_steady_after_a_whole_lease_without_a_gap() -> None:
 
 def test_an_absence_after_which_others_may_be_late_begins_it_anew() -> None:
     clock = Clock()
-    presence = Presence(clock)
+    presence = Presence(clock, LEASE_S)
     presence.seen()
     pass_by(clock, presence, LEASE_S, every_s=LEASE_S / 4)
     assert presence.is_steady

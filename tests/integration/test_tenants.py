@@ -16,8 +16,9 @@ from psycopg import pq
 
 from engines.contract import HostError
 from server.host.database import Database
+from server.postgres.holds import CONNECTION_LIMIT
 from server.postgres.session import Address, ConnectionLost, Session, SqlError
-from server.postgres.tenants import CONNECTION_LIMIT, Tenants, schema_of
+from server.postgres.tenants import Tenants, schema_of
 from server.stack import nats, postgres
 from server.stack.account import private_file, servant
 from server.stack.part import Part, start

@@ -1,21 +1,28 @@
 """Whose the write-ahead log is that waits to be published, and who has too much of it. Pure.
 
 The log that a slot may hold is a buffer that all projects share, and the rule is the one of switches (Choudhury and
-Hahne's dynamic thresholds): nobody may have more of it than is free. One project alone can fill half, two a third each,
-and what is left when n have their fill, an (n+1)th, is for all others. Whoever has more, and goes on writing, is held
-until half of what waits is published. It is not held for what it has done, only for going on.
+Hahne's dynamic thresholds): nobody may have more of it than half of what is free. One project alone can fill a third,
+n of them an (n+2)th each, which leaves two of these to all others. Whoever has more, and goes on writing, is held until
+half of what waits is published. It is not held for what it has done, only for going on.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
+
+FREE_PART: Final = 2
+"""Of what is free, that one project may have."""
 
 LEAST_PART: Final = 64
 """Who has less than this part of what may be held at all is never held: then so many wait that nobody outruns."""
 
 GOING_ON_PART: Final = 16
 """Of what is free: so much more, written beyond the threshold, is going on."""
+
+UNKNOWN_PART: Final = 16
+"""A byte that is known of a session stands for so many at most that nobody knows: one statement of somebody's that was
+seen must not answer for another's thousands that were not."""
 
 MAX_STRETCHES: Final = 256
 
@@ -38,7 +45,7 @@ class Backlog:
     def __init__(self) -> None:
         self._stretches: deque[Stretch] = deque()
         self._beyond: dict[str, int] = {}
-        """Roles that have more than is free, and up to where the log was known when that was noticed."""
+        """Roles that have more than they may, and up to where the log was known when that was noticed."""
 
     @property
     def until(self) -> int:
@@ -67,14 +74,14 @@ class Backlog:
         found = _sum(*(part.by_role for part in parts), *(part.by_session for part in parts))
         unknown = sum(part.unknown for part in parts)
         sessions = _sum(*(stretch.by_session for stretch in self._stretches))
-        known = sum(sessions.values())
+        known = max(sum(sessions.values()), unknown / UNKNOWN_PART)
         return _sum(found, {role: unknown * size / known for role, size in sessions.items()})
 
-    def outrunning(self, *, free: int, allowed: int) -> list[str]:
-        """Roles to be held now, of `allowed` bytes that the slot may hold and `free` that are left."""
-        waiting = self.bytes_by_role()
-        least = max(free, allowed / LEAST_PART)
-        beyond = {role for role, size in waiting.items() if size > least}
+    def outrunning(self, held: Collection[str], *, free: int, allowed: int) -> list[str]:
+        """Roles to be held now beside those that are, of `allowed` bytes that the slot may hold and `free` that are
+        left."""
+        most = max(free / FREE_PART, allowed / LEAST_PART)
+        beyond = {role for role, size in self.bytes_by_role().items() if size > most and role not in held}
         self._beyond = {role: self._beyond.get(role, self.until) for role in beyond}
         going_on = max(free, 0) / GOING_ON_PART
         return sorted(role for role, at in self._beyond.items() if self.bytes_by_role(at).get(role, 0.0) > going_on)

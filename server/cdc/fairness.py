@@ -8,6 +8,7 @@ Holds outlive the relay, in `atlas.cdc_held`: whoever relays next ends them. Wha
 Where the server does not let us read its log, or close a role, it is said once, and the slot can be lost as ever.
 """
 
+import time
 from typing import Final
 
 from psycopg import AsyncConnection, Error, OperationalError
@@ -28,8 +29,11 @@ WATCHED_PART: Final = 8
 """Of what the slot may hold: while so much waits, the log is read."""
 
 CALM_S: Final = 1.0
-WATCHING_S: Final = 0.25
+WATCHING_S: Final = 0.05
 """Between looks."""
+
+READ_S: Final = 0.25
+"""Between readings of the log, while it is watched."""
 
 
 class Fairness:
@@ -40,6 +44,7 @@ class Fairness:
         self._writers = Writers()
         self._backlog = Backlog()
         self._slot = ""
+        self._read_s = 0.0
         self._warned = False
 
     async def look(self, admin: AsyncConnection, slot: str, standing: Standing) -> float:
@@ -49,11 +54,14 @@ class Fairness:
             if held:
                 await holds.enforce(admin)
             watching = _watched(standing)
-            if watching:
+            if not watching:
+                self._backlog.clear()
+            elif time.monotonic() - self._read_s < READ_S:
+                await self._writers.glance(admin)
+            else:
                 await self._read(admin, slot, standing)
                 held |= await self._hold(admin, slot, standing, held)
-            else:
-                self._backlog.clear()
+                self._read_s = time.monotonic()
             self._metrics.cdc_held().set(len(held))
             return WATCHING_S if watching else CALM_S
         except OperationalError:
@@ -106,8 +114,8 @@ class Fairness:
         waiting = self._backlog.bytes_by_role()
         until = standing.confirmed_lsn + (standing.flushed_lsn - standing.confirmed_lsn) // 2
         added: set[str] = set()
-        for role in self._backlog.outrunning(free=free, allowed=allowed):
-            if role in held or not await holds.hold(admin, Hold(role, slot, lsn_text(until))):
+        for role in self._backlog.outrunning(held, free=free, allowed=allowed):
+            if not await holds.hold(admin, Hold(role, slot, lsn_text(until))):
                 continue
             added.add(role)
             self._metrics.cdc_holds().add()

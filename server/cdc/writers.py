@@ -3,7 +3,7 @@
 A record names the file that it changes and its transaction, not the session. Whose relation the file is tells who
 wrote it, whatever came of the transaction, and of changes that are no rows: indexes, VACUUM FULL, tables that are not
 published. A file that is nobody's (the catalog's, or of a relation that was rolled back, dropped or rewritten) is
-told by its transaction, if a session of a project had it open at the look before or at this one.
+told by its transaction, if a session of a project had it open at one of the glances that are taken meanwhile.
 
 Statistics would not do: those of a backend are gone with it, so that a session for each transaction leaves none.
 """
@@ -64,18 +64,20 @@ Rows = Sequence[tuple[str | None, str | None, int]]
 
 
 class Writers:
-    """For one relay, whose looks follow each other."""
+    """For one relay, which reads one stretch after the other."""
 
     def __init__(self) -> None:
-        self._open: dict[str, str] = {}
+        self._seen: dict[str, str] = {}
         self._schema: str | None = None
+
+    async def glance(self, admin: AsyncConnection) -> None:
+        """Note who has which transactions open. psycopg.Error."""
+        self._seen |= await _open(admin)
 
     async def read(self, admin: AsyncConnection, since: int, until: int, *, first: bool) -> Stretch:
         """The stretch, of which all before `until` is on disk. psycopg.Error, also where the extension is missing."""
         self._schema = schema = self._schema or await _extension(admin)
-        seen = self._open
-        cursor = await admin.execute(_OPEN, [publication.SCHEMA_PATTERN, MOST_OPEN])
-        self._open = dict(await cursor.fetchall())
+        await self.glance(admin)
         samples = sampled(since, until, FIRST_SAMPLES if first else SAMPLES)
         cursor = await admin.execute(
             sql.SQL(_WRITTEN).format(schema=sql.Identifier(schema)),
@@ -85,7 +87,8 @@ class Writers:
                 "pattern": publication.SCHEMA_PATTERN,
             },
         )
-        return told(since, until, await cursor.fetchall(), {**seen, **self._open})
+        seen, self._seen = self._seen, await _open(admin)
+        return told(since, until, await cursor.fetchall(), {**seen, **self._seen})
 
 
 def sampled(since: int, until: int, count: int) -> list[tuple[int, int]]:
@@ -112,6 +115,12 @@ def told(since: int, until: int, rows: Rows, open_by: Mapping[str, str]) -> Stre
         elif xid is not None and xid != NO_XID:
             unknown += scaled
     return Stretch(since, until, by_role, by_session, unknown)
+
+
+async def _open(admin: AsyncConnection) -> dict[str, str]:
+    """Transactions with their roles."""
+    cursor = await admin.execute(_OPEN, [publication.SCHEMA_PATTERN, MOST_OPEN])
+    return dict(await cursor.fetchall())
 
 
 async def _extension(admin: AsyncConnection) -> str:

@@ -1,10 +1,10 @@
 """Projects that are held: kept out of their database until what they have written is published.
 
-    free ── hold: sessions ended, CONNECTION LIMIT 0, a row ──▶ held ── release: the limit again, no row ──▶ free
+    free ── hold: CONNECTION LIMIT 0 and a row, sessions ended ──▶ held ── release: the limit again, no row ──▶ free
 
 `atlas.cdc_held` is the truth, in one transaction with the limit, so that whoever relays next knows whom to let in
-again. A role may not change its own limit, but its own password: an open transaction that did has the role's row, which
-is why its sessions end first. Reads are refused with the writes: nothing short of it binds a role that owns its tables.
+again. A role may not change its own limit, but its own password: an open transaction that did has the role's row, and
+is ended for it. Reads are refused with the writes: nothing short of it binds a role that owns its tables.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,8 @@ LOCK_TIMEOUT_MS: Final = 50
 """For the role's row, which a session of it that was told to end may still have."""
 
 REFUSED: Final = "53300"
-"""SQLSTATE of a login beyond the limit."""
+ENDED: Final = "57P01"
+"""SQLSTATEs of a login beyond the limit, and of a session that was ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,6 @@ async def is_held(admin: AsyncConnection, role: str) -> bool:
 async def hold(admin: AsyncConnection, found: Hold) -> bool:
     """False, and nothing is changed, when the role is gone, or could not be had in some tries."""
     for _ in range(TRIES):
-        await _end_sessions(admin, [found.role])
         try:
             async with admin.transaction():
                 await admin.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT_MS)))
@@ -69,12 +69,14 @@ async def hold(admin: AsyncConnection, found: Hold) -> bool:
                     " DO UPDATE SET slot = excluded.slot, until = excluded.until",
                     [found.role, found.slot, found.until],
                 )
+            taken = True
         except (LockNotAvailable, InternalError_):  # it, or another process, changes the role at this moment
-            continue
+            taken = False
         except UndefinedObject:
             return False
         await _end_sessions(admin, [found.role])
-        return True
+        if taken:
+            return True
     return False
 
 

@@ -11,7 +11,7 @@ Where the server does not let us read its log, or close a role, it is said once,
 import time
 from typing import Final
 
-from psycopg import AsyncConnection, Error, OperationalError
+from psycopg import AsyncConnection, Error
 
 from server.cdc.backlog import Backlog
 from server.cdc.position import lsn_text, parse_lsn
@@ -48,7 +48,7 @@ class Fairness:
         self._warned = False
 
     async def look(self, admin: AsyncConnection, slot: str, standing: Standing) -> float:
-        """Let in and keep out; seconds until the next look. OperationalError when the server is away."""
+        """Let in and keep out; seconds until the next look. psycopg.Error when the server is away."""
         try:
             held = await self._release(admin, slot, standing)
             if held:
@@ -62,11 +62,12 @@ class Fairness:
                 await self._read(admin, slot, standing)
                 held |= await self._hold(admin, slot, standing, held)
                 self._read_s = time.monotonic()
+                self._warned = False
             self._metrics.cdc_held().set(len(held))
             return WATCHING_S if watching else CALM_S
-        except OperationalError:
-            raise
         except Error as why:
+            if admin.closed:
+                raise
             if not self._warned:
                 log.warning(
                     "cdc.unfair",
@@ -83,18 +84,22 @@ class Fairness:
     async def _release(self, admin: AsyncConnection, slot: str, standing: Standing) -> set[str]:
         """Those that are over; the roles of those that are not."""
         held = await holds.held(admin)
-        over = [hold for hold in held if hold.slot != slot or parse_lsn(hold.until) <= standing.confirmed_lsn]
-        for hold in over:
-            await self._let_in(admin, hold)
-        return {hold.role for hold in held if hold not in over}
+        left: set[str] = set()
+        for hold in held:
+            over = hold.slot != slot or parse_lsn(hold.until) <= standing.confirmed_lsn
+            if not (over and await self._let_in(admin, hold)):
+                left.add(hold.role)
+        return left
 
-    async def _let_in(self, admin: AsyncConnection, hold: Hold) -> None:
-        await holds.release(admin, hold.role)
+    async def _let_in(self, admin: AsyncConnection, hold: Hold) -> bool:
+        if not await holds.release(admin, hold.role):
+            return False
         log.info(
             "cdc.released",
             "A project may use its database again: changes are published up to where it was held",
             project_id=project_of(hold.role),
         )
+        return True
 
     async def _read(self, admin: AsyncConnection, slot: str, standing: Standing) -> None:
         """What was written since the last look; all that waits, when this is the first of the slot."""
@@ -105,7 +110,9 @@ class Fairness:
         since = max(self._backlog.until, standing.confirmed_lsn)
         if standing.flushed_lsn > since:
             first = not self._backlog.until
-            self._backlog.add(await self._writers.read(admin, since, standing.flushed_lsn, first=first))
+            stretch = await self._writers.read(admin, since, standing.flushed_lsn, first=first)
+            if stretch is not None:
+                self._backlog.add(stretch)
 
     async def _hold(self, admin: AsyncConnection, slot: str, standing: Standing, held: set[str]) -> set[str]:
         allowed, free = standing.allowed_bytes, standing.safe_bytes

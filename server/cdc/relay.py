@@ -9,6 +9,7 @@ stored, a transaction as a whole; so a relay may die at any time. While NATS is 
 """
 
 import asyncio
+import time
 from typing import Final
 
 import psycopg
@@ -55,6 +56,7 @@ class Relay:
         self._metrics = metrics
         self._strikes = Strikes()
         self._fairness = Fairness(metrics)
+        self._noted_s = 0.0
         self._attempt = 0
         self._told = ""
         self._task: asyncio.Task[None] | None = None
@@ -178,7 +180,8 @@ class Relay:
         self._gauge(standing)
         if standing is None:
             return SAMPLE_S
-        if standing.stale:
+        if standing.stale and time.monotonic() - self._noted_s >= SAMPLE_S:
+            self._noted_s = time.monotonic()
             await slot.note_running(admin)
         if standing.pinned:
             await slot.end_pinning(admin)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from psycopg import AsyncConnection, sql
+from psycopg.errors import InternalError_
 
 from server.cdc.backlog import Stretch
 from server.cdc.position import lsn_text
@@ -72,21 +73,25 @@ class Writers:
 
     async def glance(self, admin: AsyncConnection) -> None:
         """Note who has which transactions open. psycopg.Error."""
+        if len(self._seen) > MOST_OPEN:
+            self._seen.clear()
         self._seen |= await _open(admin)
 
-    async def read(self, admin: AsyncConnection, since: int, until: int, *, first: bool) -> Stretch:
-        """The stretch, of which all before `until` is on disk. psycopg.Error, also where the extension is missing."""
+    async def read(self, admin: AsyncConnection, since: int, until: int, *, first: bool) -> Stretch | None:
+        """The stretch, all of which is on disk; None while no record is whole in a sample. psycopg.Error, also where
+        the extension is missing."""
         self._schema = schema = self._schema or await _extension(admin)
         await self.glance(admin)
         samples = sampled(since, until, FIRST_SAMPLES if first else SAMPLES)
-        cursor = await admin.execute(
-            sql.SQL(_WRITTEN).format(schema=sql.Identifier(schema)),
-            {
-                "since": [lsn_text(start) for start, _ in samples],
-                "until": [lsn_text(end) for _, end in samples],
-                "pattern": publication.SCHEMA_PATTERN,
-            },
-        )
+        values = {
+            "since": [lsn_text(start) for start, _ in samples],
+            "until": [lsn_text(end) for _, end in samples],
+            "pattern": publication.SCHEMA_PATTERN,
+        }
+        try:
+            cursor = await admin.execute(sql.SQL(_WRITTEN).format(schema=sql.Identifier(schema)), values)
+        except InternalError_:  # could not find a valid record
+            return None
         seen, self._seen = self._seen, await _open(admin)
         return told(since, until, await cursor.fetchall(), {**seen, **self._seen})
 

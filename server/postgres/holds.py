@@ -62,7 +62,7 @@ async def hold(admin: AsyncConnection, found: Hold) -> bool:
     for _ in range(TRIES):
         try:
             async with admin.transaction():
-                await admin.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT_MS)))
+                await _wait_briefly(admin)
                 await _limit(admin, found.role, 0)
                 await admin.execute(
                     "INSERT INTO atlas.cdc_held VALUES (%s, %s, %s) ON CONFLICT (role)"
@@ -84,24 +84,26 @@ async def enforce(admin: AsyncConnection) -> None:
     """End the sessions that held roles have nevertheless, begun while they were being held; and close again what
     another process opened, which had looked before."""
     cursor = await admin.execute(
-        "SELECT role, rolconnlimit FROM atlas.cdc_held JOIN pg_roles ON rolname = role"
+        "SELECT role, slot, until::text FROM atlas.cdc_held JOIN pg_roles ON rolname = role"
         " WHERE rolconnlimit <> 0 OR EXISTS (SELECT FROM pg_stat_activity WHERE usename = role)"
     )
-    found = await cursor.fetchall()
-    for role, limit in found:
-        if limit != 0:
-            await _limit(admin, role, 0)
-    await _end_sessions(admin, [role for role, _ in found])
+    for row in await cursor.fetchall():
+        await hold(admin, Hold(*row))
 
 
-async def release(admin: AsyncConnection, role: str) -> None:
-    """It may log in again. Nothing for a role that is gone."""
+async def release(admin: AsyncConnection, role: str) -> bool:
+    """It may log in again; also true of a role that is gone. False, and nothing is changed, while another process
+    changes the role."""
     try:
         async with admin.transaction():
+            await _wait_briefly(admin)
             await admin.execute("DELETE FROM atlas.cdc_held WHERE role = %s", [role])
             await _limit(admin, role, CONNECTION_LIMIT)
+    except (LockNotAvailable, InternalError_):
+        return False
     except UndefinedObject:
         await forget(admin, role)
+    return True
 
 
 async def forget(admin: AsyncConnection, role: str) -> None:
@@ -113,6 +115,10 @@ async def forget(admin: AsyncConnection, role: str) -> None:
 async def _made(admin: AsyncConnection) -> bool:
     cursor = await admin.execute("SELECT to_regclass('atlas.cdc_held') IS NOT NULL")
     return await cursor.fetchone() == (True,)
+
+
+async def _wait_briefly(admin: AsyncConnection) -> None:
+    await admin.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT_MS)))
 
 
 async def _limit(admin: AsyncConnection, role: str, limit: int) -> None:

@@ -10,6 +10,7 @@ import psycopg
 from psycopg import AsyncConnection
 
 from server.cdc.relay import Relay
+from server.cdc.slot import standing as standing_of
 from server.events.bus import EventBus
 from server.postgres.tenants import Tenants, schema_of
 from server.telemetry.metrics import Metrics
@@ -137,5 +138,31 @@ async def test_who_outruns_the_relay_is_held_and_not_its_neighbour(
     await stored.of(neighbour, modest.rounds, within_s=60)
     await stored.of(greedy[0], await rows(writers[0].url), within_s=60)
     assert not any(event.type == "cdc.gap" for event in stored.events)
+    await relay.close()
+    await bus.close()
+
+
+async def test_log_that_is_confirmed_is_let_go_of_though_the_server_would_wait(
+    make_postgres: Callable[..., OwnPostgres], own_nats: OwnNats
+) -> None:
+    """It notes which transactions are open every 15 s: enough for a quick tenant to fill what the slot may hold."""
+    tenants = Tenants(make_postgres(max_slot_wal_keep_size="64MB").url, secret=SECRET, other_databases=())
+    await tenants.start()
+    bus = EventBus(own_nats.url)
+    await bus.start()
+    relay = Relay(tenants, bus, SETTINGS, Metrics())
+    await relay.start()
+    await streaming(tenants)
+    slot = await slots(tenants)
+    async with tenants.admin() as admin:
+        for _ in range(4):
+            await run(admin, "SELECT pg_logical_emit_message(false, 'x', repeat('x', 20000000))")
+
+            async def let_go() -> bool:
+                standing = await standing_of(admin, slot[0])
+                return standing is not None and standing.held_bytes < 20_000_000
+
+            await eventually(let_go)
+    assert await slots(tenants) == slot
     await relay.close()
     await bus.close()

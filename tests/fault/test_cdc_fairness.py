@@ -18,8 +18,8 @@ from tests.fault.cdc_relay import SECRET
 from tests.fix_cdc import SETTINGS, OwnPostgres, Stored, run, streaming
 from tests.fix_runs import OwnNats, eventually
 
-WIDE = "INSERT INTO t SELECT n, repeat('x', 200000) FROM generate_series(1, 10) AS n"
-"""2 MB of log, ten events."""
+WIDE = "INSERT INTO t SELECT n, repeat('x', 40000) FROM generate_series(1, 50) AS n"
+"""2 MB of log, few events."""
 
 ROLLED_BACK = ("BEGIN", "CREATE TABLE gone AS SELECT n FROM generate_series(1, 20000) AS n", "ROLLBACK")
 """In files of which nobody knows any more whose they were."""
@@ -103,7 +103,7 @@ async def test_who_outruns_the_relay_is_held_and_not_its_neighbour(
     rewriting = tenants.psql_url(greedy[2])
     async with await AsyncConnection.connect(rewriting, autocommit=True) as person:
         await run(person, WIDE)
-    await Stored(bus).of(greedy[2], 10)
+    await Stored(bus).of(greedy[2], 50)
     own_nats.kill()
     writers = [
         Writer(tenants.psql_url(greedy[0]), [WIDE]),

@@ -9,6 +9,7 @@ stored, a transaction as a whole; so a relay may die at any time. While NATS is 
 """
 
 import asyncio
+import time
 from typing import Final
 
 import psycopg
@@ -16,6 +17,7 @@ from psycopg import AsyncConnection
 
 from server.cdc import gaps, slot
 from server.cdc.changes import Changes, TooManyTables
+from server.cdc.fairness import Fairness
 from server.cdc.link import Link
 from server.cdc.outlet import Outlet, TooSmall
 from server.cdc.pump import UNREADABLE, Pump
@@ -53,6 +55,8 @@ class Relay:
         self._outlet = Outlet(bus, settings)
         self._metrics = metrics
         self._strikes = Strikes()
+        self._fairness = Fairness(metrics)
+        self._noted_s = 0.0
         self._attempt = 0
         self._told = ""
         self._task: asyncio.Task[None] | None = None
@@ -88,7 +92,7 @@ class Relay:
 
     async def _turn(self) -> None:
         """Until something ends it."""
-        await self._tenants.publish()
+        await self._publish()
         async with self._tenants.admin() as admin:
             await self._strikes.skip(admin)
             name = await self._claim(admin)
@@ -103,10 +107,19 @@ class Relay:
                 self._attempt = 0  # another was quicker
                 return
             try:
+                await self._look(admin, name)
                 await self._stream(admin, link, name)
             finally:
                 self._gauge(None)
                 await link.close()
+
+    async def _publish(self) -> None:
+        try:
+            await self._tenants.publish()
+        except NotPublishable:
+            async with self._tenants.admin() as admin:
+                await self._fairness.release_all(admin)
+            raise
 
     async def _claim(self, admin: AsyncConnection) -> str:
         """A tenant's open transaction cannot keep a slot from being made for long."""
@@ -156,15 +169,26 @@ class Relay:
         """The server hears from us, and operators from it."""
         while True:
             link.confirm(pump.confirmed)
-            standing = await slot.standing(admin, name)
-            self._gauge(standing)
-            if standing and standing.pinned:
-                await slot.end_pinning(admin)
-            await asyncio.sleep(SAMPLE_S)
+            await asyncio.sleep(await self._look(admin, name))
+
+    async def _look(self, admin: AsyncConnection, name: str) -> float:
+        """Keep any tenant from losing the slot for all; seconds until the next look."""
+        standing = await slot.standing(admin, name)
+        self._gauge(standing)
+        if standing is None:
+            return SAMPLE_S
+        if standing.stale and time.monotonic() - self._noted_s >= SAMPLE_S:
+            self._noted_s = time.monotonic()
+            await slot.note_running(admin)
+        if standing.pinned:
+            await slot.end_pinning(admin)
+        return await self._fairness.look(admin, name, standing)
 
     def _gauge(self, standing: slot.Standing | None) -> None:
         self._metrics.cdc_lag_bytes().set(standing.lag_bytes if standing else 0)
         self._metrics.cdc_wal_held_bytes().set(standing.held_bytes if standing else 0)
+        if standing is None:
+            self._metrics.cdc_held().set(0)
         for state in slot.STATES:
             self._metrics.cdc_slot(state).set(float(standing is not None and standing.state == state))
 

@@ -33,6 +33,8 @@ IN_USE: Final = "55006"
 PINNING_S: Final = 5
 """How old a transaction is at least that is ended."""
 
+STALE_PART: Final = 8
+
 STATES: Final = ("reserved", "extended", "unreserved", "lost")
 
 
@@ -55,11 +57,26 @@ class Standing:
     held_bytes: int
     safe_bytes: int | None
     """That can be written before Postgres may give the slot up; None: it never does."""
+    confirmed_lsn: int
+    flushed_lsn: int
+    """Up to where the log can be read."""
+
+    @property
+    def allowed_bytes(self) -> int | None:
+        """That the slot may hold; None: any number."""
+        return None if self.safe_bytes is None else self.held_bytes + self.safe_bytes
 
     @property
     def pinned(self) -> bool:
         """Whether an open transaction holds half of what the slot may hold: nothing before its begin can go."""
         return self.safe_bytes is not None and self.held_bytes - self.lag_bytes > self.safe_bytes
+
+    @property
+    def stale(self) -> bool:
+        """Whether more than a part of what the slot may hold is confirmed, and only held until the server next notes
+        which transactions are open: every 15 s by itself, in which a quick tenant fills it."""
+        allowed = self.allowed_bytes
+        return allowed is not None and self.held_bytes - self.lag_bytes > allowed / STALE_PART
 
 
 async def claim(admin: AsyncConnection) -> str:
@@ -124,12 +141,21 @@ async def standing(admin: AsyncConnection, name: str) -> Standing | None:
     cursor = await admin.execute(
         "SELECT active, coalesce(wal_status, 'lost'),"
         " coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn), 0)::bigint,"
-        " coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint, safe_wal_size"
+        " coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint, safe_wal_size,"
+        " coalesce(confirmed_flush_lsn, '0/0')::text, pg_current_wal_flush_lsn()::text"
         " FROM pg_replication_slots WHERE slot_name = %s",
         [name],
     )
     row = await cursor.fetchone()
-    return Standing(*row) if row else None
+    if row is None:
+        return None
+    active, state, lag, held, safe, confirmed_lsn, flushed_lsn = row
+    return Standing(active, state, lag, held, safe, parse_lsn(confirmed_lsn), parse_lsn(flushed_lsn))
+
+
+async def note_running(admin: AsyncConnection) -> None:
+    """Have the server note which transactions are open, so that the slot may let go of what is before them."""
+    await admin.execute("SELECT pg_log_standby_snapshot()")
 
 
 async def end_pinning(admin: AsyncConnection) -> None:

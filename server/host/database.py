@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
+import psycopg
+
 from engines.contract import HostError
 from server.host import parameters
 from server.host.connections import PER_PROJECT, TOTAL, WAIT_S, Connections, NoConnection
@@ -21,6 +23,7 @@ from server.host.statement import MAX_RESULT_BYTES, Writers, refuse_control, run
 from server.log import Logger
 from server.postgres.channel import ConnectionLost, SqlError
 from server.postgres.effects import Effects
+from server.postgres.holds import ENDED, REFUSED
 from server.postgres.session import CopyRefused, Session
 from server.postgres.tenants import Tenants, schema_of
 from server.postgres.values import FORMATS
@@ -45,6 +48,15 @@ SESSION: Final = {
 """Sent when a session starts: they beat `ALTER ROLE … SET`, and DISCARD ALL returns to them."""
 
 
+HELD_S: Final = 1.0
+"""For which a project that is held is not asked about again; nor are its logins tried, each a process of Postgres."""
+
+HELD: Final = (
+    "atlas.db: this project writes faster than the changes of its tables are published, so that its database is "
+    "closed, to reads too, until they are; try again in some seconds or minutes"
+)
+
+
 class Database:
     """For all projects of a process. Safe for any number of concurrent calls."""
 
@@ -54,6 +66,7 @@ class Database:
         self._tenants = tenants
         self._per_project = per_project
         self._writers = Writers()
+        self._held_until_s: dict[str, float] = {}
         self._connections: Connections[Session] = Connections(
             self._connect, total=total, per_project=per_project, wait_s=wait_s
         )
@@ -92,6 +105,8 @@ class Database:
     async def session(self, project_id: str) -> AsyncIterator[Session]:
         """A session for the block, which leaves it idle. After any exception it is abandoned: the server stops, nothing
         is committed. HostError for what Postgres and the connection to it raise."""
+        if self._held_until_s.get(project_id, 0.0) > asyncio.get_running_loop().time():
+            raise HostError("unavailable", HELD)
         try:
             async with self._connections.lease(project_id) as session:
                 yield session
@@ -108,11 +123,27 @@ class Database:
                 f"a project has {self._per_project} in each server process",
             ) from None
         except (ConnectionLost, WireError) as why:
+            await self._refuse_held(project_id)
             log.warning("database.lost", "A tenant's database call failed", project_id=project_id, error=str(why))
             raise HostError("unavailable", "atlas.db.query: the database cannot be reached; try again") from None
         except SqlError as why:
+            if why.sqlstate in (REFUSED, ENDED):
+                await self._refuse_held(project_id)
             log.warning("database.refused", "A tenant's login failed", project_id=project_id, sqlstate=why.sqlstate)
             raise HostError("unavailable", "atlas.db.query: the database did not accept the connection") from None
+
+    async def _refuse_held(self, project_id: str) -> None:
+        """HostError when that is why there is no session."""
+        try:
+            async with asyncio.timeout(HELD_S):
+                held = await self._tenants.is_held(project_id)
+        except (psycopg.Error, TimeoutError):
+            return
+        now_s = asyncio.get_running_loop().time()
+        self._held_until_s = {each: until_s for each, until_s in self._held_until_s.items() if until_s > now_s}
+        if held:
+            self._held_until_s[project_id] = now_s + HELD_S
+            raise HostError("unavailable", HELD) from None
 
     def effects(self, project_id: str) -> Effects:
         """What the project's runs leave beside its rows."""

@@ -3,6 +3,7 @@
     atlas_cdc                publication: a schema is added when it is made, and leaves it when it is dropped
     atlas_replica_identity   event trigger: a project's table is REPLICA IDENTITY FULL whenever a DDL statement ends
     atlas.cdc                one row: the replication slot in use, and a gap that is not announced yet
+    atlas.cdc_held           the projects that are held, see `server.postgres.holds`
 
 A published table without a replica identity refuses its owner's UPDATE and DELETE, so identities come first, the
 publication after. FULL is refused by Postgres 18 for a table with a virtual generated column; such a table needs a
@@ -17,6 +18,7 @@ from psycopg import AsyncConnection, sql
 from psycopg.errors import InvalidSchemaName, LockNotAvailable
 
 from server.log import logger
+from server.postgres import holds
 
 log = logger("cdc")
 
@@ -69,6 +71,7 @@ _MAKE: Final = (
     "REVOKE ALL ON SCHEMA atlas FROM PUBLIC",
     "CREATE TABLE IF NOT EXISTS atlas.cdc (one bool PRIMARY KEY DEFAULT true CHECK (one), slot text, gap jsonb)",
     "INSERT INTO atlas.cdc DEFAULT VALUES ON CONFLICT DO NOTHING",
+    holds.MAKE,
     "CREATE OR REPLACE FUNCTION atlas.replica_identity() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER"
     " SET search_path = pg_catalog, pg_temp AS {body}",
     "REVOKE ALL ON FUNCTION atlas.replica_identity() FROM PUBLIC",
@@ -80,7 +83,7 @@ _MAKE: Final = (
 )
 
 _MADE: Final = """
-SELECT to_regclass('atlas.cdc') IS NOT NULL
+SELECT to_regclass('atlas.cdc') IS NOT NULL AND to_regclass('atlas.cdc_held') IS NOT NULL
    AND EXISTS (SELECT FROM pg_proc JOIN pg_event_trigger ON evtfoid = pg_proc.oid
                WHERE evtname = 'atlas_replica_identity' AND evtenabled = 'A' AND prosrc = {body})
 """

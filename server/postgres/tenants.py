@@ -1,6 +1,7 @@
 """A role and a schema for each project, in a database of their own.
 
-    proj_<uuid hex>   LOGIN role, nothing inherited, at most 20 connections; owns what it creates in its schema
+    proj_<uuid hex>   LOGIN role, nothing inherited, at most 20 connections (none while it is held, see
+                      `server.postgres.holds`); owns what it creates in its schema
     proj_<uuid hex>   schema, owned by the admin's role: a schema's owner could drop it, or let others in
 
 A role may change its own password and settings, nobody can forbid it. So limits are sent as settings of each session,
@@ -24,7 +25,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import UndefinedObject
 
 from server.log import Logger
-from server.postgres import effects, publication
+from server.postgres import effects, holds, publication
 from server.postgres.channel import Address, Login
 from server.postgres.effects import Effects
 from server.postgres.hardening import LOCK_KEY, Hardening, harden
@@ -32,7 +33,6 @@ from server.postgres.seal import Sealer
 
 log = Logger("tenants")
 
-CONNECTION_LIMIT: Final = 20
 OTHER_DATABASES: Final = ("altbase", "postgres", "template1")
 """Closed to PUBLIC beside the tenants database; other databases of the server are reported, not touched."""
 
@@ -133,13 +133,15 @@ class Tenants:
                     await publication.publish(admin, schema)
 
     async def provision(self, project_id: str) -> None:
-        """Role, schema, privileges and password as they must be, whatever was there before. Idempotent."""
+        """Role, schema, privileges and password as they must be, whatever was there before. Idempotent. One that is
+        held remains so."""
         name = sql.Identifier(schema_of(project_id))
         async with self.admin() as admin, admin.transaction():
             await admin.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK_KEY])
             there = await admin.execute("SELECT FROM pg_roles WHERE rolname = %s", [schema_of(project_id)])
             verb = "ALTER" if there.rowcount else "CREATE"
             superuser = admin.info.parameter_status("is_superuser") == "on"
+            held = await holds.is_held(admin, schema_of(project_id))
             await admin.execute(
                 sql.SQL(
                     "{verb} ROLE {name} LOGIN {superuser} NOINHERIT NOCREATEDB NOCREATEROLE {replication}"
@@ -149,7 +151,7 @@ class Tenants:
                     name=name,
                     superuser=sql.SQL("NOSUPERUSER" if superuser else ""),
                     replication=sql.SQL("NOREPLICATION NOBYPASSRLS" if superuser else ""),
-                    limit=sql.Literal(CONNECTION_LIMIT),
+                    limit=sql.Literal(0 if held else holds.CONNECTION_LIMIT),
                     verifier=sql.Literal(self._verifier(admin, project_id)),
                 )
             )
@@ -185,6 +187,11 @@ class Tenants:
         if there.rowcount:
             await self.provision(project_id)
 
+    async def is_held(self, project_id: str) -> bool:
+        """Whether it is kept out of its database until its changes are published. psycopg.Error."""
+        async with self.admin() as admin:
+            return await holds.is_held(admin, schema_of(project_id))
+
     async def drop(self, project_id: str) -> None:
         """End the project's sessions and delete its schema, everything it owns, and its role. Idempotent."""
         name = sql.Identifier(schema_of(project_id))
@@ -204,6 +211,7 @@ class Tenants:
                 await admin.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(name))
                 await admin.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(name))
                 await admin.execute(sql.SQL("DROP ROLE {}").format(name))
+                await holds.forget(admin, schema_of(project_id))
                 await effects.forget(admin, schema_of(project_id))
 
     async def ping(self) -> None:

@@ -155,6 +155,12 @@ CDC_LAG_BYTES: Final = Family(
 CDC_WAL_HELD_BYTES: Final = Family(
     "atlas_cdc_wal_held_bytes", "gauge", (), "Write-ahead log that Postgres keeps for the relay"
 )
+CDC_HELD: Final = Family(
+    "atlas_cdc_held_projects", "gauge", (), "Projects kept out of their database until what they wrote is published"
+)
+CDC_HOLDS: Final = Family(
+    "atlas_cdc_holds_total", "counter", (), "Times that a project was so held, because it outran change capture"
+)
 
 FAMILIES: Final[Mapping[str, Family]] = {
     family.name: family
@@ -165,7 +171,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
         *(OUTBOX_WAITING, OUTBOX_OLDEST_S, OUTBOX_EVENTS, OUTBOX_FAILURES),
         *(CRON_TICKS, CRON_LATENESS_S),
         *(WORKFLOW_RUNS, WORKFLOW_STEPS, WORKFLOW_STEP_S, WORKFLOW_RUNNING),
-        *(CDC_CHANGES, CDC_GAPS, CDC_SLOT, CDC_LAG_BYTES, CDC_WAL_HELD_BYTES),
+        *(CDC_CHANGES, CDC_GAPS, CDC_SLOT, CDC_LAG_BYTES, CDC_WAL_HELD_BYTES, CDC_HELD, CDC_HOLDS),
     )
 }
 
@@ -266,3 +272,5 @@ class Metrics:
         self.cdc_slot = Series(found, CDC_SLOT, Number)
         self.cdc_lag_bytes = Series(found, CDC_LAG_BYTES, Number)
         self.cdc_wal_held_bytes = Series(found, CDC_WAL_HELD_BYTES, Number)
+        self.cdc_held = Series(found, CDC_HELD, Number)
+        self.cdc_holds = Series(found, CDC_HOLDS, Number)

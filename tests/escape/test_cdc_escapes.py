@@ -38,6 +38,10 @@ UPDATE atlas.cdc SET slot = NULL
 INSERT INTO atlas.cdc VALUES (false)
 DO $$ BEGIN LOCK TABLE atlas.cdc; END $$
 TRUNCATE atlas.cdc
+SELECT * FROM atlas.cdc_held
+DELETE FROM atlas.cdc_held
+ALTER ROLE {a} CONNECTION LIMIT 20
+SELECT atlas.pg_get_wal_block_info('0/1000000', '0/2000000')
 SELECT pg_logical_emit_message(true, 'atlas.cause', '{}')
 SELECT pg_logical_emit_message(false, 'atlas.cause', '{}', true)
 SELECT pg_create_logical_replication_slot('mine', 'pgoutput')

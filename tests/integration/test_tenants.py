@@ -17,8 +17,9 @@ from psycopg import pq
 from engines.contract import HostError
 from server.host.database import Database
 from server.postgres.channel import Address, ConnectionLost, SqlError
+from server.postgres.holds import CONNECTION_LIMIT
 from server.postgres.session import Session
-from server.postgres.tenants import CONNECTION_LIMIT, Tenants, schema_of
+from server.postgres.tenants import Tenants, schema_of
 from server.stack import nats, postgres
 from server.stack.account import private_file, servant
 from server.stack.part import Part, start

@@ -79,7 +79,7 @@ def _run(plan: Plan, stack: Stack, rest: Rest, say: Callable[[str], None]) -> Re
         killer.join()
     say(f"· all {published.events} are published; waiting for the last to be done")
     with psycopg.connect(postgres.url(stack.run / "pg", bootstrap.CONTROL), autocommit=True) as control:
-        _settle(control, trigger_id, len(published.wanted))
+        settle(control, trigger_id, len(published.wanted))
         ledger = control.execute(
             "SELECT event_id, state, history FROM deliveries WHERE project_id = %s", [rest.project_id]
         ).fetchall()
@@ -127,7 +127,7 @@ def _prepare(stack: Stack, rest: Rest) -> str:
     return str(answer.json()["id"])
 
 
-def _settle(control: "psycopg.Connection[tuple[Any, ...]]", trigger_id: str, wanted: int) -> None:
+def settle(control: "psycopg.Connection[tuple[Any, ...]]", trigger_id: str, wanted: int) -> None:
     """Wait until so many are done and none is on its way."""
     deadline_s = time.monotonic() + SETTLE_S
     while time.monotonic() < deadline_s:

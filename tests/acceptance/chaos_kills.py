@@ -1,6 +1,7 @@
 """Kills for `chaos`: parts of a stack at random, with SIGKILL, but none that the stack would then give up."""
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -8,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from tests.fix_up import Stack
@@ -19,6 +20,9 @@ VICTIMS: Final = {
     "valkey": "valkey-server",
 }
 """Parts of the stack, and the names of their processes."""
+
+RELAY: Final = "relay"
+"""The worker that relays changes of tables, whichever it is."""
 
 NEEDED: Final = ("postgres", "nats")
 """While one of them is away no other part can start, and each try counts as a failure of that."""
@@ -33,22 +37,44 @@ stack when one ends for the seventh time."""
 MINUTE_S: Final = 62.0
 
 
-def kill(seed: int, stack: Stack, kills: Counter[str], over: threading.Event, say: Callable[[str], None]) -> None:
-    """Kill one part after another until it is `over`: each of them once, then any; count them in `kills`."""
+def kill(
+    seed: int,
+    stack: Stack,
+    kills: Counter[str],
+    over: threading.Event,
+    say: Callable[[str], None],
+    victims: Sequence[str] = tuple(VICTIMS),
+) -> None:
+    """Kill one of the victims after another until it is `over`: each of them once, then any; count them in `kills`."""
     chance, start_s, failures = random.Random(seed), time.monotonic(), Failures()
-    each = chance.sample([*VICTIMS], len(VICTIMS))
+    each = chance.sample(victims, len(victims))
     while not over.wait(chance.uniform(*PAUSE_S)):
-        name, now_s = each[-1] if each else chance.choice([*VICTIMS]), time.monotonic()
+        name, now_s = each[-1] if each else chance.choice(victims), time.monotonic()
+        part = relaying(stack) if name == RELAY else name
         failures.read(stack.said, now_s)
-        pid = stack.processes().get(VICTIMS[name])
-        if pid is None or not failures.admit(name):
+        pid = stack.processes().get(VICTIMS.get(part, ""))
+        if pid is None or not failures.admit(part):
             continue
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
             kills[name] += 1
             if each:
                 each.pop()
-            say(f"{now_s - start_s:6.1f} s  killed {name}")
+            say(f"{now_s - start_s:6.1f} s  killed {name if name == part else f'{name}, which is {part}'}")
+
+
+def turns(stack: Stack) -> list[tuple[str, str]]:
+    """When changes began to be relayed, and by which worker; the last one is last."""
+    found = []
+    for log in (stack.run / "log").glob("worker-*.log"):
+        lines = [line for line in log.read_bytes().splitlines() if b'"action":"cdc.streaming"' in line]
+        found += [(json.loads(line)["time"], log.stem) for line in lines]
+    return sorted(found)
+
+
+def relaying(stack: Stack) -> str:
+    """The worker that relays, or did until it died; empty before the first one does."""
+    return found[-1][1] if (found := turns(stack)) else ""
 
 
 class Failures:

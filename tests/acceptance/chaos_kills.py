@@ -22,7 +22,7 @@ VICTIMS: Final = {
 """Parts of the stack, and the names of their processes."""
 
 RELAY: Final = "relay"
-"""The worker that relays changes of tables, whichever it is."""
+"""The worker that relays changes of tables, whichever it is; each time that it relays, once."""
 
 NEEDED: Final = ("postgres", "nats")
 """While one of them is away no other part can start, and each try counts as a failure of that."""
@@ -47,10 +47,11 @@ def kill(
 ) -> None:
     """Kill one of the victims after another until it is `over`: each of them once, then any; count them in `kills`."""
     chance, start_s, failures = random.Random(seed), time.monotonic(), Failures()
-    each = chance.sample(victims, len(victims))
+    each, ended = chance.sample(victims, len(victims)), 0
     while not over.wait(chance.uniform(*PAUSE_S)):
         name, now_s = each[-1] if each else chance.choice(victims), time.monotonic()
-        part = relaying(stack) if name == RELAY else name
+        relayed = turns(stack) if name == RELAY else []
+        part = name if name != RELAY else relayed[-1][1] if len(relayed) > ended else ""
         failures.read(stack.said, now_s)
         pid = stack.processes().get(VICTIMS.get(part, ""))
         if pid is None or not failures.admit(part):
@@ -58,23 +59,19 @@ def kill(
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
             kills[name] += 1
+            ended = len(relayed) or ended
             if each:
                 each.pop()
             say(f"{now_s - start_s:6.1f} s  killed {name if name == part else f'{name}, which is {part}'}")
 
 
 def turns(stack: Stack) -> list[tuple[str, str]]:
-    """When changes began to be relayed, and by which worker; the last one is last."""
+    """When changes began to be relayed, and by which worker; the last one relays, unless it died."""
     found = []
     for log in (stack.run / "log").glob("worker-*.log"):
         lines = [line for line in log.read_bytes().splitlines() if b'"action":"cdc.streaming"' in line]
         found += [(json.loads(line)["time"], log.stem) for line in lines]
     return sorted(found)
-
-
-def relaying(stack: Stack) -> str:
-    """The worker that relays, or did until it died; empty before the first one does."""
-    return found[-1][1] if (found := turns(stack)) else ""
 
 
 class Failures:

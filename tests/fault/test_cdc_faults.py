@@ -20,6 +20,7 @@ from tests.fault.cdc_relay import SECRET
 from tests.fix_cdc import SETTINGS, OwnPostgres, Stored, run, streaming
 from tests.fix_runs import OwnNats, eventually
 
+
 async def test_what_waits_is_told_as_it_was_though_its_table_was_altered_and_dropped_since(
     make_relay: Callable[[], Relay], stored: Stored, person: AsyncConnection, project: str, tenants: Tenants
 ) -> None:

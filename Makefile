@@ -40,7 +40,7 @@ bench: setup-dev ## Measure, each figure beside its baseline of the same run
 chaos: setup-dev ## Publish 10,000 events while everything is killed at random, and account for each
 	$(PY) -m tests.acceptance.chaos
 
-chaos-cdc: setup-dev ## Change 100,000 rows with pgbench while everything on their way is killed at random, and account for each
+chaos-cdc: setup-dev ## Change 100,000 rows with pgbench under such kills, and account for each
 	$(PY) -m tests.acceptance.chaos_cdc
 
 reset: setup ## Delete the state of the embedded stack: databases, streams, keys, deployed functions

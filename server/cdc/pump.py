@@ -68,7 +68,7 @@ class Pump:
             tasks = [task for task in (reading, storing, stored) if task is not None]
             for each in tasks:
                 each.cancel()
-            await asyncio.wait(tasks)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read(self, changes: Changes, base_types: BaseTypes) -> None:
         while True:

@@ -148,7 +148,7 @@ class Relay:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _keep_published(self) -> None:
         while True:

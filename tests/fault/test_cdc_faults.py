@@ -1,6 +1,7 @@
 """Changes that wait while what they are of is altered or deleted, what is read twice, what is lost or unreadable."""
 
 import asyncio
+import gc
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -10,10 +11,12 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
+from server.cdc import gaps
 from server.cdc.link import Link
 from server.cdc.relay import Relay
 from server.events import stream
 from server.events.bus import EventBus
+from server.postgres.session import ConnectionLost
 from server.postgres.tenants import Tenants
 from server.telemetry.metrics import Metrics
 from tests.fault.cdc_relay import SECRET
@@ -101,6 +104,32 @@ async def test_what_is_read_again_after_the_stream_forgot_its_ids_is_left_out(
     assert [event.data.value["id"] for event in await stored.of(project, 6)] == [1, 2, 3, 4, 5, 6]
 
 
+async def test_what_fails_while_it_is_being_ended_is_not_reported_by_the_event_loop(
+    make_relay: Callable[[], Relay], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Postgres goes away from all that a relay does at once: that is told once, and by us."""
+
+    async def fail_late(*_: object) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ConnectionLost("gone, too") from None
+
+    async def fail(*_: object) -> None:
+        raise ConnectionLost("gone")
+
+    monkeypatch.setattr(gaps, "tell", fail_late)
+    monkeypatch.setattr(Relay, "_watch", fail)
+    await make_relay().start()
+
+    async def told() -> bool:
+        return "Changes wait in Postgres" in caplog.text
+
+    await eventually(told)
+    gc.collect()
+    assert not [record.message for record in caplog.records if record.name == "asyncio"]
+
+
 async def away(make_relay: Callable[[], Relay], tenants: Tenants) -> None:
     """The relay was there, so that there is a slot, and no longer is."""
     relay = make_relay()
@@ -110,7 +139,7 @@ async def away(make_relay: Callable[[], Relay], tenants: Tenants) -> None:
 
 
 async def test_a_slot_that_postgres_gave_up_is_replaced_and_the_gap_told(
-    make_postgres: Callable[..., OwnPostgres], own_nats: OwnNats
+    make_postgres: Callable[..., OwnPostgres], own_nats: OwnNats, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = make_postgres(max_slot_wal_keep_size="16MB", max_wal_size="32MB", min_wal_size="32MB")
     tenants = Tenants(server.url, secret=SECRET, other_databases=())
@@ -151,6 +180,8 @@ async def test_a_slot_that_postgres_gave_up_is_replaced_and_the_gap_told(
         cursor = await admin.execute("SELECT count(*) FROM pg_replication_slots")
         assert await cursor.fetchone() == (1,)
     assert {record.name: record.doubles for record in metrics.numbers.records()}[("atlas_cdc_gaps_total",)] == (1.0,)
+    [alert] = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert "is lost (wal_removed)" in alert
     await relay.close()
     await bus.close()
 

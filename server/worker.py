@@ -12,7 +12,7 @@ from typing import Final
 
 from server import parts, prerequisites, process
 from server.cdc.relay import Relay
-from server.dispatch.backfills import kept_from, note_removed
+from server.dispatch.backfill_rows import kept_from, note_removed
 from server.dispatch.cron import Cron
 from server.dispatch.dispatcher import Dispatcher
 from server.events import outbox, run_outbox, stream

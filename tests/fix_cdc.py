@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from nats.js.api import ConsumerConfig
 from nats.js.errors import NotFoundError
 from psycopg import AsyncConnection
 
@@ -26,6 +27,8 @@ from tests.fix_runs import eventually
 from tests.fix_stack import QUICK
 
 SETTINGS = Settings(events_keep_hours=1, events_keep_mb=256)
+FORGOTTEN_S = 300.0
+"""For which a reader may have nothing to read."""
 
 
 @dataclass
@@ -45,7 +48,9 @@ class Stored:
         except NotFoundError:
             return self.events
         if self._subscription is None:
-            self._subscription = await self.bus.jetstream.pull_subscribe(f"{stream.PREFIX}>", stream=stream.NAME)
+            self._subscription = await self.bus.jetstream.pull_subscribe(
+                f"{stream.PREFIX}>", stream=stream.NAME, config=ConsumerConfig(inactive_threshold=FORGOTTEN_S)
+            )
         while len(self.events) < state.messages:
             for message in await self._subscription.fetch(500, timeout=5):
                 await message.ack()
@@ -130,12 +135,13 @@ async def forget_slots(tenants: Tenants) -> None:
 
 
 async def streaming(tenants: Tenants, *, but: int = 0) -> int:
-    """The backend that streams, once there is one, and it is not `but`."""
+    """The backend that streams, once there is one, and it is not `but`. Who only makes the slot has it, too."""
     async with tenants.admin() as admin:
 
         async def found() -> int | None:
             cursor = await admin.execute(
-                "SELECT active_pid FROM pg_replication_slots WHERE database = current_database() AND active"
+                "SELECT active_pid FROM pg_replication_slots JOIN pg_stat_replication ON pid = active_pid"
+                " WHERE database = current_database()"
             )
             row = await cursor.fetchone()
             return row[0] if row and row[0] != but else None

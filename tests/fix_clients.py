@@ -183,11 +183,15 @@ def shell(running_stack: RunningStack, tmp_path: Path) -> Shell:
     return Shell({**os.environ, **running_stack.env, "PATH": path, "CURL_HOME": str(tmp_path), "no_proxy": "*"})
 
 
+def nats_url_of(stack: RunningStack) -> str:
+    """Of the stack's own NATS."""
+    address, token = re.findall(r'listen: "(.+?)"|token: "(.+?)"', (stack.run / "nats.conf").read_text())
+    return f"nats://{token[1]}@{address[0]}"
+
+
 @pytest.fixture
 async def jetstream(running_stack: RunningStack) -> AsyncIterator[JetStreamContext]:
     """Of the stack's own NATS."""
-    config = (running_stack.run / "nats.conf").read_text()
-    address, token = re.findall(r'listen: "(.+?)"|token: "(.+?)"', config)
-    client = await nats.connect(f"nats://{token[1]}@{address[0]}")
+    client = await nats.connect(nats_url_of(running_stack))
     yield client.jetstream()
     await client.close()

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from nats.js.errors import NotFoundError
 from psycopg.rows import dict_row
 
 from engines.contract import Outcome, Response, Result
@@ -201,7 +202,10 @@ class Site:
         """Every event is acknowledged."""
 
         async def all_acknowledged() -> bool:
-            info = await self.bus.jetstream.consumer_info(stream.NAME, "dispatch")
+            try:
+                info = await self.bus.jetstream.consumer_info(stream.NAME, "dispatch")
+            except NotFoundError:  # not made yet
+                return False
             return not info.num_pending and not info.num_ack_pending
 
         await eventually(all_acknowledged)

@@ -66,7 +66,9 @@ class Pump:
                 if task.done():
                     task.result()
         finally:
-            await end_task(*(task for task in (reading, storing, stored) if task is not None))
+            tasks = [task for task in (reading, storing, stored) if task is not None]
+            await end_task(*tasks)
+            await asyncio.gather(*tasks, return_exceptions=True)  # one of them is told; the others failed with it
 
     async def _read(self, changes: Changes, base_types: BaseTypes) -> None:
         while True:

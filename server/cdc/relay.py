@@ -159,6 +159,7 @@ class Relay:
             raise
         finally:
             await end_task(*tasks)
+            await asyncio.gather(*tasks, return_exceptions=True)  # one of them is told; the others failed with it
 
     async def _keep_published(self) -> None:
         while True:

@@ -5,19 +5,19 @@
 
 Every event after the noted end meets the trigger as it comes; every one before it is met here; one that is met twice is
 one delivery. What is queued and how far it is are written together, so that another process goes on where one ended.
+What the stream has removed before it was read is told, though it may have been none of the trigger's.
 It works half of the time at most: live events come first.
 """
 
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import uuid4
 
-from psycopg.rows import class_row
-
-from server.dispatch import ledger
+from server.dispatch import backfill_rows, ledger
+from server.dispatch.backfill_rows import Row
 from server.dispatch.identity import delivery_id
 from server.dispatch.lease import Lease
 from server.dispatch.ledger import Body, Pair, body_of
@@ -44,37 +44,11 @@ AT_ONCE: Final = 4
 TURN_S: Final = 10.0
 """After which one is handed back, to be taken up again when no other has waited for longer."""
 
-_CLAIM: Final = """
-UPDATE trigger_backfills SET owner = %(lease)s, turn_at = clock_timestamp() WHERE trigger_id = (
-  SELECT trigger_id FROM trigger_backfills b
-  WHERE state = 'running' AND NOT EXISTS (SELECT FROM dispatch_leases l WHERE l.id = b.owner)
-  ORDER BY (
-    SELECT count(*) FROM trigger_backfills o JOIN dispatch_leases l ON l.id = o.owner
-    WHERE o.project_id = b.project_id AND o.state = 'running'
-  ), coalesce(turn_at, created_at) LIMIT 1 FOR UPDATE SKIP LOCKED)
-AND EXISTS (SELECT FROM dispatch_leases WHERE id = %(lease)s)
-RETURNING trigger_id, project_id, start_from, next_sequence, last_sequence
-"""
-_MOVE: Final = """
-UPDATE trigger_backfills SET next_sequence = %(next)s, looked_at = looked_at + %(looked_at)s, fired = fired + %(fired)s
-WHERE trigger_id = %(trigger_id)s AND owner = %(owner)s AND state = 'running'
-"""
-_END: Final = """
-UPDATE trigger_backfills SET finished_at = now(), owner = NULL,
-  state = CASE WHEN %s <> 'done' THEN 'stopped' WHEN truncated THEN 'truncated' ELSE 'done' END
-WHERE trigger_id = %s AND owner = %s AND state = 'running'
-"""
-
 
 @dataclass(slots=True)
 class _Job:
-    trigger_id: str
-    project_id: str
-    start_from: datetime
-    next_sequence: int | None
-    last_sequence: int | None
-    owner: str = ""
-    turn_ends_s: float = 0.0  # of the event loop's clock
+    row: Row
+    turn_ends_s: float  # of the event loop's clock
     pattern: str = ""  # that `history` reads
     history: History | None = None
 
@@ -136,96 +110,94 @@ class Backfills:
     async def _claim(self) -> None:
         """Take up what nobody works at, as far as there is room: one of each project first."""
         while len(self._jobs) < AT_ONCE:
-            owner = self._lease.id
-            async with transaction(self._pool) as conn:
-                cursor = await conn.cursor(row_factory=class_row(_Job)).execute(_CLAIM.encode(), {"lease": owner})
-                job = await cursor.fetchone()
-            if job is None:
+            row = await backfill_rows.claim(self._pool, self._lease.id)
+            if row is None:
                 return
-            job.owner, job.turn_ends_s = owner, asyncio.get_running_loop().time() + TURN_S
-            if (lost := self._jobs.pop(job.trigger_id, None)) is not None:  # with the lease before
+            if (lost := self._jobs.pop(row.trigger_id, None)) is not None:  # with the lease before
                 await self._shut(lost)
-            self._jobs[job.trigger_id] = job
+            self._jobs[row.trigger_id] = _Job(row, asyncio.get_running_loop().time() + TURN_S)
 
     async def _go_on(self, job: _Job) -> None:
         """One step, and as long a rest."""
         began_s = asyncio.get_running_loop().time()
-        armed = (await self._triggers.of(job.project_id)).get(job.trigger_id)
-        if job.last_sequence is None:
-            await self._note_end(job)
+        armed = (await self._triggers.of(job.row.project_id)).get(job.row.trigger_id)
+        if job.row.last_sequence is None:
+            await self._note_end(job.row)
         elif armed is None:
             await self._end(job, "stopped")
         else:
             await self._step(job, armed.trigger)
         await asyncio.sleep(asyncio.get_running_loop().time() - began_s)
 
-    async def _note_end(self, job: _Job) -> None:
+    async def _note_end(self, row: Row) -> None:
         """From here on every process knows the trigger; what comes after the end of the stream meets it."""
         await self._changes.fence()
         last = (await self._bus.jetstream.stream_info(stream.NAME)).state.last_seq
-        async with transaction(self._pool) as conn:
-            await conn.execute(
-                "UPDATE trigger_backfills SET last_sequence = %s WHERE trigger_id = %s AND owner = %s",
-                [last, job.trigger_id, job.owner],
-            )
-        job.last_sequence = last
+        await backfill_rows.note_end(self._pool, row, last)
 
     async def _step(self, job: _Job, trigger: Trigger) -> None:
         """Some events, or the end."""
-        assert job.last_sequence is not None
+        last = job.row.last_sequence
+        assert last is not None
         if job.history is None or job.pattern != pattern_of(trigger):
             await self._open(job, trigger)
         assert job.history is not None
         past = await job.history.some()
-        mine = [each for each in past if each.sequence <= job.last_sequence]
+        mine = [each for each in past if each.sequence <= last]
+        await self._tell_removed(job.row, mine[0].sequence if mine else last + 1)
         if mine and not await self._queue(job, trigger, mine):
             await self._forget(job)
-        elif len(mine) < len(past) or not past or mine[-1].sequence == job.last_sequence:
+        elif len(mine) < len(past) or not past or mine[-1].sequence == last:
             await self._end(job, "done")
 
     async def _open(self, job: _Job, trigger: Trigger) -> None:
         await self._shut(job)
-        job.pattern = pattern_of(trigger)
-        since = job.start_from if job.next_sequence is None else None
-        history = History(self._bus, job.pattern, since=since, sequence=job.next_sequence)
+        row, job.pattern = job.row, pattern_of(trigger)
+        since = row.start_from if row.next_sequence is None else None
+        history = History(self._bus, job.pattern, since=since, sequence=row.next_sequence)
         job.history = await history.__aenter__()
+        if row.next_sequence is None:
+            info = await self._bus.jetstream.stream_info(stream.NAME)
+            oldest = datetime.now(UTC) - timedelta(seconds=info.config.max_age or 0)
+            aged = bool(info.config.max_age) and info.state.first_seq > 1 and row.start_from < oldest
+            await backfill_rows.begin(self._pool, row, job.history.first, truncated=aged)
+
+    async def _tell_removed(self, row: Row, following: int) -> None:
+        """`following` is what comes next. What the stream removed before that is lost to it."""
+        assert row.next_sequence is not None
+        if following > row.next_sequence:  # something was between, if only of other types
+            state = (await self._bus.jetstream.stream_info(stream.NAME)).state
+            if state.first_seq > row.next_sequence:
+                await backfill_rows.truncate(self._pool, row)
 
     async def _queue(self, job: _Job, trigger: Trigger, past: list[Past]) -> bool:
         """Whether this process still is the one to do so."""
         found = [each for message in past if (each := _fired(trigger, message)) is not None]
         following = past[-1].sequence + 1
-        moved = {
-            "next": following,
-            "looked_at": len(past),
-            "fired": len(found),
-            "trigger_id": job.trigger_id,
-            "owner": job.owner,
-        }
         async with transaction(self._pool) as conn:
-            if (await conn.execute(_MOVE.encode(), moved)).rowcount == 0:
+            if not await backfill_rows.move(conn, job.row, following, looked_at=len(past), fired=len(found)):
                 return False
             if found:
                 bodies, pairs = zip(*found, strict=True)
-                await ledger.insert(conn, job.owner, bodies, pairs)
-        job.next_sequence = following
+                await ledger.insert(conn, job.row.owner, bodies, pairs)
+        job.row.next_sequence = following
         if found:
             self._starter.wake()
         return True
 
     async def _end(self, job: _Job, state: str) -> None:
-        async with transaction(self._pool) as conn:
-            await conn.execute(_END.encode(), [state, job.trigger_id, job.owner])
+        await backfill_rows.end(self._pool, job.row, state)
         log.info(
             "dispatch.backfilled",
             f"A trigger's events of the past are {'queued' if state == 'done' else 'left out: it was disabled'}",
-            project_id=job.project_id,
-            trigger_id=job.trigger_id,
+            project_id=job.row.project_id,
+            trigger_id=job.row.trigger_id,
         )
         await self._forget(job)
         self._starter.wake()
 
     async def _forget(self, job: _Job) -> None:
-        self._jobs.pop(job.trigger_id, None)
+        self._jobs.pop(job.row.trigger_id, None)
         await self._shut(job)
 
     async def _shut(self, job: _Job) -> None:
@@ -246,12 +218,7 @@ class Backfills:
             await self._shut(job)
         if jobs:
             with suppress(AtlasError):
-                async with transaction(self._pool) as conn:
-                    await conn.execute(
-                        "UPDATE trigger_backfills SET owner = NULL WHERE trigger_id = ANY(%s::uuid[])"
-                        " AND owner = ANY(%s::uuid[])",
-                        [trigger_ids, [job.owner for job in jobs]],
-                    )
+                await backfill_rows.hand_back(self._pool, [job.row for job in jobs])
 
 
 def _fired(trigger: Trigger, message: Past) -> tuple[Body, Pair] | None:
@@ -277,24 +244,3 @@ def _fired(trigger: Trigger, message: Past) -> tuple[Body, Pair] | None:
         "held" if trigger.paused else "queued",
     )
     return body_of(event, message.body), pair
-
-
-async def kept_from(pool: Pool) -> int | None:
-    """The place in the stream from which on events are still to be read for triggers; None when there are none."""
-    async with transaction(pool) as conn:
-        cursor = await conn.execute(
-            "SELECT min(coalesce(next_sequence, 0)) FROM trigger_backfills WHERE state = 'running'"
-        )
-        ((found,),) = await cursor.fetchall()
-    return None if found is None else int(found)
-
-
-async def note_removed(pool: Pool, first: int, stored_at: datetime) -> None:
-    """The stream is going to begin at the place `first`, the last event before it was stored at `stored_at`: who has
-    not come so far is truncated."""
-    async with transaction(pool) as conn:
-        await conn.execute(
-            "UPDATE trigger_backfills SET truncated = true WHERE state = 'running' AND NOT truncated"
-            " AND (next_sequence < %s OR next_sequence IS NULL AND start_from <= %s)",
-            [first, stored_at],
-        )

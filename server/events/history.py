@@ -50,13 +50,17 @@ class History:
         self._subscription: JetStreamContext.PullSubscription | None = None
         self._left = 0
         self._read = 0  # of what the consumer delivered
+        self.first = 0
+        """The place in the stream from which on it reads."""
 
     async def __aenter__(self) -> "History":
         config = self._from.evolve(
             ack_policy=AckPolicy.NONE, inactive_threshold=FORGOTTEN_S, mem_storage=True, num_replicas=1
         )
         self._subscription = await self._bus.jetstream.pull_subscribe(self._subject, stream=stream.NAME, config=config)
-        self._left = (await self._subscription.consumer_info()).num_pending or 0
+        info = await self._subscription.consumer_info()
+        self._left = info.num_pending or 0
+        self.first = info.delivered.stream_seq + 1 if info.delivered else 1
         return self
 
     async def __aexit__(

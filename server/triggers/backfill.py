@@ -27,9 +27,9 @@ MAX_RUNNING: Final = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backfill:
-    """How far it is. `state` is running, done, stopped: the trigger was disabled, or truncated: it is through, but the
-    stream was nearly full, and events that it had not come to were removed. `looked_at` counts events of its types, of
-    all projects."""
+    """How far it is. `state` is running, done, stopped: the trigger was disabled, or truncated: it is through, but
+    events that it had not come to were removed, because the stream was nearly full or they had reached their age.
+    `looked_at` counts events of its types, of all projects."""
 
     state: str
     start_from: datetime

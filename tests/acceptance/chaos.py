@@ -35,7 +35,7 @@ export default async (event, ctx) => {
 """
 RETRY: Final = {"attempts": 20, "backoff_ms": 50, "max_backoff_ms": 1000}
 SETTLE_S: Final = 60.0
-"""For all deliveries to be done after the last kill: the leases of those that died, 15 s, and their retries."""
+"""For another delivery to be done after the last kill: the leases of those that died, 15 s, and their retries."""
 
 
 @dataclass(slots=True)
@@ -79,7 +79,7 @@ def _run(plan: Plan, stack: Stack, rest: Rest, say: Callable[[str], None]) -> Re
         killer.join()
     say(f"· all {published.events} are published; waiting for the last to be done")
     with psycopg.connect(postgres.url(stack.run / "pg", bootstrap.CONTROL), autocommit=True) as control:
-        _settle(control, trigger_id, len(published.wanted))
+        settle(control, trigger_id, len(published.wanted))
         ledger = control.execute(
             "SELECT event_id, state, history FROM deliveries WHERE project_id = %s", [rest.project_id]
         ).fetchall()
@@ -127,10 +127,10 @@ def _prepare(stack: Stack, rest: Rest) -> str:
     return str(answer.json()["id"])
 
 
-def _settle(control: "psycopg.Connection[tuple[Any, ...]]", trigger_id: str, wanted: int) -> None:
-    """Wait until so many are done and none is on its way."""
-    deadline_s = time.monotonic() + SETTLE_S
-    while time.monotonic() < deadline_s:
+def settle(control: "psycopg.Connection[tuple[Any, ...]]", trigger_id: str, wanted: int) -> None:
+    """Wait until so many are done and none is on its way, or nothing gets done any more."""
+    done, deadline_s = -1, 0.0
+    while done < 0 or time.monotonic() < deadline_s:
         counted = control.execute(
             "SELECT count(*) FILTER (WHERE state = 'done'), count(*) FILTER (WHERE state <> 'done') FROM deliveries"
             " WHERE trigger_id = %s",
@@ -139,6 +139,8 @@ def _settle(control: "psycopg.Connection[tuple[Any, ...]]", trigger_id: str, wan
         assert counted
         if counted[0] >= wanted and counted[1] == 0:
             return
+        if counted[0] > done:
+            done, deadline_s = counted[0], time.monotonic() + SETTLE_S
         time.sleep(0.1)
 
 

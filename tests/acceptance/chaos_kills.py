@@ -1,6 +1,7 @@
 """Kills for `chaos`: parts of a stack at random, with SIGKILL, none so often that the stack waits for long with it."""
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -8,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from tests.fix_up import Stack
@@ -19,6 +20,9 @@ VICTIMS: Final = {
     "valkey": "valkey-server",
 }
 """Parts of the stack, and the names of their processes."""
+
+RELAY: Final = "relay"
+"""The worker that relays changes of tables, whichever it is; each time that it relays, once."""
 
 NEEDED: Final = ("postgres", "nats")
 """While one of them is away no other part can start, and each try counts as a failure of that."""
@@ -32,22 +36,41 @@ MOST_KILLS: Final = 3
 MINUTE_S: Final = 62.0
 
 
-def kill(seed: int, stack: Stack, kills: Counter[str], over: threading.Event, say: Callable[[str], None]) -> None:
-    """Kill one part after another until it is `over`: each of them once, then any; count them in `kills`."""
+def kill(
+    seed: int,
+    stack: Stack,
+    kills: Counter[str],
+    over: threading.Event,
+    say: Callable[[str], None],
+    victims: Sequence[str] = tuple(VICTIMS),
+) -> None:
+    """Kill one of the victims after another until it is `over`: each of them once, then any; count them in `kills`."""
     chance, start_s, failures = random.Random(seed), time.monotonic(), Failures()
-    each = chance.sample([*VICTIMS], len(VICTIMS))
+    each, ended = chance.sample(victims, len(victims)), 0
     while not over.wait(chance.uniform(*PAUSE_S)):
-        name, now_s = each[-1] if each else chance.choice([*VICTIMS]), time.monotonic()
+        name, now_s = each[-1] if each else chance.choice(victims), time.monotonic()
+        relayed = turns(stack) if name == RELAY else []
+        part = name if name != RELAY else relayed[-1][1] if len(relayed) > ended else ""
         failures.read(stack.said, now_s)
-        pid = stack.processes().get(VICTIMS[name])
-        if pid is None or not failures.admit(name):
+        pid = stack.processes().get(VICTIMS.get(part, ""))
+        if pid is None or not failures.admit(part):
             continue
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
             kills[name] += 1
+            ended = len(relayed) or ended
             if each:
                 each.pop()
-            say(f"{now_s - start_s:6.1f} s  killed {name}")
+            say(f"{now_s - start_s:6.1f} s  killed {name if name == part else f'{name}, which is {part}'}")
+
+
+def turns(stack: Stack) -> list[tuple[str, str]]:
+    """When changes began to be relayed, and by which worker; the last one relays, unless it died."""
+    found = []
+    for log in (stack.run / "log").glob("worker-*.log"):
+        lines = [line for line in log.read_bytes().splitlines() if b'"action":"cdc.streaming"' in line]
+        found += [(json.loads(line)["time"], log.stem) for line in lines]
+    return sorted(found)
 
 
 class Failures:

@@ -14,9 +14,11 @@ from typing import Any
 
 from engines.contract import Outcome, Result
 from server.dispatch import intake, ledger, runs
+from server.dispatch.backfills import Backfills
 from server.dispatch.consumer import Pull
 from server.dispatch.dispatcher import Dispatcher
 from server.events.bus import EventBus
+from server.events.history import History
 from server.invocations.invoke import Call, Finished
 from server.postgres.changes import Changes
 from server.postgres.control import open_pool
@@ -24,6 +26,8 @@ from server.triggers.cache import TriggerCache
 from tests.fix_dispatch import SETTINGS
 
 STEPS = ("fetched", "claimed", "started", "acknowledged", "ran", "recorded")
+STEPS_OF_PAST = ("looked", "claimed", "moved")
+"""Of events before a trigger: read; queued, but not committed; committed."""
 
 
 class Appending:
@@ -71,6 +75,8 @@ async def main(url: str, nats_url: str, step: str, nth: str, file: str) -> None:
     patch(intake.Intake, "_read", lambda: passed("fetched"))
     patch(ledger, "insert", lambda: passed("claimed"))
     patch(ledger, "end", lambda: passed("recorded"))
+    patch(History, "some", lambda: passed("looked"))
+    patch(Backfills, "_queue", lambda: passed("moved"))
     real = runs.Runs.start
     runs.Runs.start = lambda *args: (real(*args), passed("started"))[0]  # type: ignore[method-assign]
     async with open_pool(url, max_size=6) as pool:

@@ -1,11 +1,8 @@
-"""Relay, NATS and Postgres killed while tenants write: each committed change is in the stream once, rows in order."""
+"""Changes that wait while what they are of is altered or deleted, what is read twice, what is lost or unreadable."""
 
 import asyncio
-import random
-import subprocess
-import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+import gc
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from uuid import uuid4
@@ -14,139 +11,135 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
+from server.cdc import gaps
+from server.cdc.link import Link
 from server.cdc.relay import Relay
 from server.events import stream
 from server.events.bus import EventBus
+from server.postgres.channel import ConnectionLost
 from server.postgres.tenants import Tenants
 from server.telemetry.metrics import Metrics
 from tests.fault.cdc_relay import SECRET
 from tests.fix_cdc import SETTINGS, OwnPostgres, Stored, run, streaming
 from tests.fix_runs import OwnNats, eventually
 
-CHAOS_S = 12.0
-ROWS = 20
 
-
-class Relays:
-    """Processes, two at a time, of which one streams."""
-
-    def __init__(self, tenants_url: str, nats_url: str) -> None:
-        self._argv = [sys.executable, "-m", "tests.fault.cdc_relay", tenants_url, nats_url]
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self.deaths = 0
-
-    def fill(self) -> None:
-        while len(self._processes) < 2:
-            self._processes.append(subprocess.Popen(self._argv))
-
-    def kill_one(self) -> None:
-        process = self._processes.pop(random.randrange(len(self._processes)))
-        process.kill()
-        process.wait()
-        self.deaths += 1
-
-    def end(self) -> None:
-        while self._processes:
-            self.kill_one()
-
-
-@pytest.fixture
-def server(make_postgres: Callable[..., OwnPostgres]) -> OwnPostgres:
-    return make_postgres()
-
-
-@pytest.fixture
-def relays(server: OwnPostgres, own_nats: OwnNats) -> Iterator[Relays]:
-    made = Relays(server.url, own_nats.url)
-    yield made
-    made.end()
-
-
-async def write(url: str, writer: int, ends_s: float) -> None:
-    """Transactions of a few updates of rows shared by all writers, each noted in `log`; on through every outage."""
-    loop, number = asyncio.get_running_loop(), 0
-    while loop.time() < ends_s:
-        with suppress(psycopg.Error):
-            async with await AsyncConnection.connect(url) as person:
-                while loop.time() < ends_s:
-                    number += 1
-                    await person.execute("INSERT INTO log VALUES (%s, %s)", [writer, number])
-                    for row in sorted(random.sample(range(ROWS), 5)):
-                        await person.execute("UPDATE t SET version = version + 1 WHERE id = %s", [row])
-                    if number % 7 == 0:
-                        await person.rollback()
-                    else:
-                        await person.commit()
-        await asyncio.sleep(0.02)
-
-
-async def without_deduplication(bus: EventBus) -> None:
-    """The stream forgets ids at once, as it would minutes later: what is published twice then is there twice."""
-    await stream.ensure(bus, SETTINGS)
-    config = (await bus.jetstream.stream_info(stream.NAME)).config
-    await bus.jetstream.update_stream(replace(config, duplicate_window=0.1))
-
-
-async def test_each_committed_change_is_in_the_stream_once_and_in_order(
-    server: OwnPostgres, own_nats: OwnNats, relays: Relays
+async def test_what_waits_is_told_as_it_was_though_its_table_was_altered_and_dropped_since(
+    make_relay: Callable[[], Relay], stored: Stored, person: AsyncConnection, project: str, tenants: Tenants
 ) -> None:
-    tenants = Tenants(server.url, secret=SECRET, other_databases=())
-    await tenants.start()
-    project = str(uuid4())
-    await tenants.provision(project)
-    url = tenants.psql_url(project)
-    bus = EventBus(own_nats.url)
-    await bus.start()
-    await without_deduplication(bus)
-    relays.fill()
-    await streaming(tenants)
-    async with await AsyncConnection.connect(url, autocommit=True) as person:
-        await run(
-            person,
-            "CREATE TABLE log (writer int, number int)",
-            "CREATE TABLE t (id int, version int)",
-            f"INSERT INTO t SELECT i, 0 FROM generate_series(0, {ROWS - 1}) AS i",
-        )
-    loop = asyncio.get_running_loop()
-    ends_s = loop.time() + CHAOS_S
-    writers = [asyncio.create_task(write(url, writer, ends_s)) for writer in range(4)]
-    while loop.time() < ends_s:
-        await asyncio.sleep(random.uniform(0.1, 0.6))
-        match random.choice(("relay", "relay", "relay", "nats", "postgres")):
-            case "relay":
-                relays.kill_one()
-            case "nats":
-                own_nats.kill()
-                await asyncio.sleep(random.uniform(0, 0.5))
-                own_nats.start()
-            case "postgres":
-                server.kill()
-                server.start()
-        relays.fill()
-    await asyncio.gather(*writers)
+    await away(make_relay, tenants)
+    await run(
+        person,
+        "CREATE TABLE t (id int, gone text)",
+        "INSERT INTO t VALUES (1, 'a')",
+        "ALTER TABLE t ADD COLUMN more int DEFAULT 7",
+        "INSERT INTO t VALUES (2, 'b')",
+        "ALTER TABLE t DROP COLUMN gone",
+        "UPDATE t SET more = 8 WHERE id = 1",
+        "ALTER TABLE t RENAME COLUMN more TO less",
+        "INSERT INTO t VALUES (3, 9)",
+        "ALTER TABLE t ALTER less TYPE text",
+        "DELETE FROM t WHERE id = 3",
+        "ALTER TABLE t RENAME TO u",
+        "INSERT INTO u VALUES (4, 'x')",
+        "DROP TABLE u",
+        "CREATE TABLE t (again bool)",
+        "INSERT INTO t VALUES (true)",
+    )
+    await make_relay().start()
+    events = await stored.of(project, 7)
+    assert [(event.type[4:], event.data.value) for event in events] == [
+        ("INSERT.t", {"id": 1, "gone": "a"}),
+        ("INSERT.t", {"id": 2, "gone": "b", "more": 7}),
+        ("UPDATE.t", {"id": 1, "more": 8}),
+        ("INSERT.t", {"id": 3, "less": 9}),
+        ("DELETE.t", {"id": 3, "less": "9"}),
+        ("INSERT.u", {"id": 4, "less": "x"}),
+        ("INSERT.t", {"again": True}),
+    ]
 
-    async with await AsyncConnection.connect(url, autocommit=True) as person:
-        cursor = await person.execute("SELECT writer, number FROM log")
-        committed = set(await cursor.fetchall())
-        cursor = await person.execute("SELECT id, version FROM t")
-        final: dict[int, int] = dict(await cursor.fetchall())
-    changes = len(committed) + ROWS + sum(final.values())
-    events = await Stored(bus).of(project, changes, within_s=60)
-    await bus.close()
-    logged = [(event.data.value["writer"], event.data.value["number"]) for event in events if "log" in event.type]
-    assert len(logged) == len(set(logged))
-    assert set(logged) == committed
-    versions = defaultdict(list)
-    for event in events:
-        if event.type.endswith(".t"):
-            versions[event.data.value["id"]].append(event.data.value["version"])
-    assert versions == {row: list(range(version + 1)) for row, version in final.items()}
-    assert relays.deaths > 3
-    assert len(committed) > 100
+
+async def test_what_waits_of_a_project_that_is_deleted_is_told_and_in_nobodys_way(
+    make_relay: Callable[[], Relay], stored: Stored, person: AsyncConnection, project: str, tenants: Tenants
+) -> None:
+    await away(make_relay, tenants)
+    other = str(uuid4())
+    await tenants.provision(other)
+    await run(person, "CREATE TABLE t (id int)", "INSERT INTO t VALUES (1)")
+    async with await AsyncConnection.connect(tenants.psql_url(other), autocommit=True) as second:
+        await run(second, "CREATE TABLE t (id int)", "INSERT INTO t SELECT generate_series(1, 1500)", "TRUNCATE t")
+    await tenants.drop(other)
+    await run(person, "INSERT INTO t VALUES (2)")
+    await make_relay().start()
+    assert [event.data.value["id"] for event in await stored.of(project, 2)] == [1, 2]
+    theirs = await stored.of(other, 1501)
+    assert [event.data.value and event.data.value["id"] for event in theirs] == [*range(1, 1501), None]
+
+
+async def test_what_is_read_again_after_the_stream_forgot_its_ids_is_left_out(
+    make_relay: Callable[[], Relay],
+    stored: Stored,
+    cdc_bus: EventBus,
+    person: AsyncConnection,
+    project: str,
+    tenants: Tenants,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The relay dies before it tells Postgres what is stored, and comes back after the deduplication window."""
+    with monkeypatch.context() as patched:
+        patched.setattr(Link, "confirm", lambda self, lsn: None)
+        await stream.ensure(cdc_bus, SETTINGS)
+        config = (await cdc_bus.jetstream.stream_info(stream.NAME)).config
+        await cdc_bus.jetstream.update_stream(replace(config, duplicate_window=0.1))
+        first = make_relay()
+        await first.start()
+        await streaming(tenants)
+        await run(person, "CREATE TABLE t (id int)", "INSERT INTO t VALUES (1)")
+        await run(person, "INSERT INTO t SELECT generate_series(2, 5)")
+        await stored.of(project, 5)
+        await first.close()
+    await asyncio.sleep(0.2)  # the window
+    await make_relay().start()
+    await run(person, "INSERT INTO t VALUES (6)")
+    assert [event.data.value["id"] for event in await stored.of(project, 6)] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_what_fails_while_it_is_being_ended_is_not_reported_by_the_event_loop(
+    make_relay: Callable[[], Relay], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Postgres goes away from all that a relay does at once: that is told once, and by us."""
+
+    async def fail_late(*_: object) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ConnectionLost("gone, too") from None
+
+    async def fail(*_: object) -> None:
+        raise ConnectionLost("gone")
+
+    monkeypatch.setattr(gaps, "tell", fail_late)
+    monkeypatch.setattr(Relay, "_watch", fail)
+    await make_relay().start()
+
+    async def told() -> bool:
+        return "Changes wait in Postgres" in caplog.text
+
+    await eventually(told)
+    gc.collect()
+    assert not [record.message for record in caplog.records if record.name == "asyncio"]
+
+
+async def away(make_relay: Callable[[], Relay], tenants: Tenants) -> None:
+    """The relay was there, so that there is a slot, and no longer is."""
+    relay = make_relay()
+    await relay.start()
+    await streaming(tenants)
+    await relay.close()
 
 
 async def test_a_slot_that_postgres_gave_up_is_replaced_and_the_gap_told(
-    make_postgres: Callable[..., OwnPostgres], own_nats: OwnNats
+    make_postgres: Callable[..., OwnPostgres], own_nats: OwnNats, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = make_postgres(max_slot_wal_keep_size="16MB", max_wal_size="32MB", min_wal_size="32MB")
     tenants = Tenants(server.url, secret=SECRET, other_databases=())
@@ -187,6 +180,8 @@ async def test_a_slot_that_postgres_gave_up_is_replaced_and_the_gap_told(
         cursor = await admin.execute("SELECT count(*) FROM pg_replication_slots")
         assert await cursor.fetchone() == (1,)
     assert {record.name: record.doubles for record in metrics.numbers.records()}[("atlas_cdc_gaps_total",)] == (1.0,)
+    [alert] = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert "is lost (wal_removed)" in alert
     await relay.close()
     await bus.close()
 

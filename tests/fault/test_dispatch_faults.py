@@ -21,7 +21,7 @@ import pytest
 
 from server.dispatch import consumer
 from server.dispatch.lease import LEASE_S, Lease
-from server.events import stream
+from server.events import history, stream
 from server.invocations.invoke import Call
 from server.postgres.changes import Changes
 from server.postgres.control import open_pool, transaction
@@ -29,7 +29,7 @@ from server.postgres.migrate import migrate
 from server.stack import postgres
 from server.stack.account import servant
 from server.stack.part import Part, Running, start
-from tests.fault.dispatch_victim import STEPS
+from tests.fault.dispatch_victim import STEPS, STEPS_OF_PAST
 from tests.fix_dispatch import Answer, Gate, Site, close_site, open_site
 from tests.fix_functions import add_project
 from tests.fix_runs import OwnNats, eventually
@@ -78,16 +78,8 @@ async def all_is_told(site: Site, file: Path, *, expected: int) -> None:
     assert {delivery for delivery, _ in runs} == {str(row["id"]) for row in rows}
 
 
-@pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize("step", STEPS)
-async def test_a_worker_that_dies_at_any_step_loses_nothing(
-    site: Site, tmp_path: Path, step: str, ordered: bool
-) -> None:
-    await site.trigger(order_key="k" if ordered else None, retry={"attempts": 20})
-    file = tmp_path / "runs"
-    file.touch()
-    nth = {"fetched": 1, "claimed": 1, "recorded": 2}.get(step, 5)
-    await site.publish(*({"k": number % 3} for number in range(EVENTS)))
+async def die(site: Site, step: str, nth: int, file: Path) -> None:
+    """A worker's life until it has done a step so many times."""
     told = (site.control_url, site.nats_url, step, str(nth), str(file))
     victim = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.fault.dispatch_victim", *told, cwd=Path(__file__).parents[2]
@@ -98,6 +90,19 @@ async def test_a_worker_that_dies_at_any_step_loses_nothing(
     finally:
         with suppress(ProcessLookupError):
             victim.kill()
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_worker_that_dies_at_any_step_loses_nothing(
+    site: Site, tmp_path: Path, step: str, ordered: bool
+) -> None:
+    await site.trigger(order_key="k" if ordered else None, retry={"attempts": 20})
+    file = tmp_path / "runs"
+    file.touch()
+    nth = {"fetched": 1, "claimed": 1, "recorded": 2}.get(step, 5)
+    await site.publish(*({"k": number % 3} for number in range(EVENTS)))
+    await die(site, step, nth, file)
     # What it had in hand comes again when its time to acknowledge is over; here nobody waits for that.
     await site.bus.jetstream.delete_consumer(stream.NAME, consumer.DURABLE)
     finished = {str(row["id"]) for row in await site.rows() if row["state"] == "done"}
@@ -107,6 +112,30 @@ async def test_a_worker_that_dies_at_any_step_loses_nothing(
     await all_is_told(site, file, expected=EVENTS)
     assert not finished & {json.loads(call.event or b"")["delivery_id"] for call in worker.invoker.calls}
     assert before <= ran(file)
+
+
+async def test_workers_that_die_on_their_way_through_the_past_lose_nothing_and_run_nothing_twice(
+    site: Site, tmp_path: Path
+) -> None:
+    """Each of them in another step, in the middle of 3 pages; all of it was acknowledged before there was a trigger."""
+    events, file = 3 * history.AT_ONCE - 6, tmp_path / "runs"
+    file.touch()
+    first = await (await site.worker()).start()
+    await site.publish(*({"k": number} for number in range(events)))
+    await site.taken()
+    await first.dispatcher.close(0)
+    made = await site.trigger(retry={"attempts": 20})
+    async with transaction(site.pool) as conn:
+        await conn.execute(
+            "INSERT INTO trigger_backfills (trigger_id, project_id, start_from)"
+            " VALUES (%s, %s, now() - interval '1 minute')",
+            [made, site.project_id],
+        )
+    for step in STEPS_OF_PAST:
+        await die(site, step, 2 if step == "looked" else 1, file)
+    await (await site.worker(appending(file), lease_s=1.0)).start()
+    await site.until({"done": events}, within_s=60)
+    await all_is_told(site, file, expected=events)
 
 
 async def test_a_worker_that_kills_every_worker_ends_as_a_dead_letter(site: Site) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from nats.js.api import AckPolicy, ConsumerConfig
 
 from server.dispatch import backfills
-from server.dispatch.backfills import kept_from, note_removed
+from server.dispatch.backfill_rows import kept_from, note_removed
 from server.errors import InvalidArgument, ResourceExhausted
 from server.events import stream
 from server.events.envelope import Change
@@ -156,14 +157,19 @@ async def test_another_process_goes_on(site: Site) -> None:
 
 
 async def test_paused_ones_hold_and_disabled_ones_stop(site: Site) -> None:
-    await (await site.worker()).start()
+    worker = await (await site.worker()).start()
     await site.publish(1, 2)
     held = await create(site, paused=True)
     await site.until({"held": 2}, held.id)
+    await until_over(site, held.id)
+    await site.change(held.id, "enabled = false")
+
+    async def disarmed() -> bool:
+        return held.id not in await worker.triggers.of(site.project_id)
+
+    await eventually(disarmed)
     async with transaction(site.pool) as conn:  # as if it had only begun
-        await conn.execute("UPDATE triggers SET enabled = false WHERE id = %s", [held.id])
         await conn.execute("UPDATE trigger_backfills SET state = 'running' WHERE trigger_id = %s", [held.id])
-        await site.changes.announce(conn, "trigger", f"{site.project_id}/{held.id}")
     assert (await until_over(site, held.id))[0] == "stopped"
 
 
@@ -233,6 +239,57 @@ async def test_a_full_stream_goes_on_and_what_lost_events_says_so(site: Site) ->
     assert (await until_over(site, made.id))[0] == "truncated"
     assert (await until_over(site, other.id))[0] == "done"
     assert (await until_over(site, late.id))[0] == "done"
+
+
+async def expire(site: Site) -> None:
+    """What is in the stream reaches its age."""
+    config = (await site.bus.jetstream.stream_info(stream.NAME)).config
+    await site.bus.jetstream.update_stream(replace(config, max_age=0.1, duplicate_window=0.1))
+
+    async def gone() -> bool:
+        return not (await site.bus.jetstream.stream_info(stream.NAME)).state.messages
+
+    await eventually(gone)
+    await site.bus.jetstream.update_stream(config)
+
+
+@pytest.mark.parametrize(("read", "state"), [(1, "truncated"), (3, "done")])
+async def test_what_lost_events_to_their_age_says_so(site: Site, read: int, state: str) -> None:
+    await site.publish(1, 2, 3)
+    made = await create(site)
+    async with transaction(site.pool) as conn:  # as if it had come so far
+        await conn.execute("UPDATE trigger_backfills SET next_sequence = %s, last_sequence = 3", [read + 1])
+    await expire(site)
+    await site.publish(4)
+    worker = await (await site.worker()).start()
+    assert (await until_over(site, made.id))[0] == state
+    await site.until({"done": 1})
+    assert worker.invoker.data() == [4]
+
+
+@pytest.mark.parametrize(("late_h", "state"), [(2.0, "truncated"), (0.5, "done")])
+async def test_one_whose_beginning_reached_its_age_before_anybody_looked_says_so(
+    site: Site, late_h: float, state: str
+) -> None:
+    await site.publish(1)
+    await expire(site)
+    await site.publish(2)
+    made = await create(site)
+    async with transaction(site.pool) as conn:  # as if that was long ago
+        await conn.execute(
+            "UPDATE trigger_backfills SET start_from = now() - make_interval(mins => %s)", [int(60 * late_h)]
+        )
+    await (await site.worker()).start()
+    assert (await until_over(site, made.id))[0] == state
+
+
+async def test_what_was_never_there_is_not_said_to_be_lost(site: Site) -> None:
+    await site.publish(1)
+    made = await create(site)
+    async with transaction(site.pool) as conn:
+        await conn.execute("UPDATE trigger_backfills SET start_from = now() - interval '2 hours'")
+    await (await site.worker()).start()
+    assert (await until_over(site, made.id))[0] == "done"
 
 
 @pytest.mark.parametrize(

@@ -157,8 +157,8 @@ class Backfill(_message.Message):
     FIRED_FIELD_NUMBER: _builtins.int
     FINISHED_AT_FIELD_NUMBER: _builtins.int
     state: _builtins.str
-    """`running`; `done`; `stopped`, when the trigger was disabled meanwhile; or `truncated`, when it is through, but the
-    stream was more than 90 % full and events were removed before they were looked at.
+    """`running`; `done`; `stopped`, when the trigger was disabled meanwhile; or `truncated`, when it is through, but events
+    were removed before they were looked at: the stream was more than 90 % full, or they had reached their age.
     """
     looked_at: _builtins.float
     """Events of its types in the stream that were looked at, whole numbers; other projects' are among them."""

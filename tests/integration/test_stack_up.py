@@ -56,9 +56,8 @@ def test_a_second_ctrl_c_does_not_wait(make_stack: MakeStack) -> None:
     assert stack.process
     stack.process.send_signal(signal.SIGINT)
     stack.until(lambda: "Stopping" in stack.said, 5, "it does not stop")
-    began_s = time.monotonic()
     assert stack.stop(signal.SIGINT) == 0
-    assert time.monotonic() - began_s < 3
+    assert "Killing." in stack.said
     assert not stack.leftovers()
 
 

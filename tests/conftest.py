@@ -1,7 +1,7 @@
 """One plugin file per outside thing the tests use."""
 
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -32,6 +32,15 @@ pytest_plugins = [
     "tests.fix_v8_child",
     "tests.fix_workflows",
 ]
+
+
+NEAR: Final = ("unit", "fuzz", "escape", "contract", "integration", "fault", "acceptance")
+"""Folders of tests, from those that take no time to those that start whole stacks and wait for them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: one that began last would run alone."""
+    items.sort(key=lambda item: -NEAR.index(item.path.parent.name))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -150,6 +150,12 @@ def new_project(rest: Rest) -> Iterator[Callable[..., Rest]]:
 
 
 @pytest.fixture
+def patient(new_project: Callable[..., Rest]) -> Rest:
+    """A project whose runs may take a minute: on a busy machine a runtime may need seconds to start."""
+    return new_project(tier="enterprise")
+
+
+@pytest.fixture
 async def channel(running_stack: RunningStack) -> AsyncIterator[grpc.aio.Channel]:
     """A native gRPC channel to the same port that serves REST."""
     async with grpc.aio.insecure_channel(urlsplit(running_stack.url).netloc) as channel:

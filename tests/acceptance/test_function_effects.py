@@ -1,6 +1,5 @@
 """An order from an HTTP call through a transaction, its event, a second function and its rows, to the last event."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,8 +28,8 @@ TELL = """export default async (event, ctx) => {
 
 
 @pytest.mark.parametrize("runtime", ["quickjs", "node"])
-def test_what_an_order_causes(new_project: Callable[..., Rest], runtime: str) -> None:
-    rest = new_project()
+def test_what_an_order_causes(patient: Rest, runtime: str) -> None:
+    rest = patient
     place = rest.deployed(PLACE, slug="place", runtime=runtime)
     ship = rest.deployed(SHIP, slug="ship", runtime=runtime)
     tell = rest.deployed(TELL, slug="tell")

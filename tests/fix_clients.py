@@ -34,7 +34,7 @@ class RunningStack(Protocol):
     def run(self) -> Path: ...
 
 
-def eventually(ask: Callable[[], Any], within_s: float = 15.0) -> Any:
+def eventually(ask: Callable[[], Any], within_s: float = 45.0) -> Any:
     """What `ask` answers once that is true."""
     deadline_s = time.monotonic() + within_s
     while not (answer := ask()):

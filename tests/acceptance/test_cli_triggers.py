@@ -41,7 +41,7 @@ def trigger_on(program: Program, *arguments: str) -> str:
     return str(program.json("triggers", "create", "--function", "receipt", *arguments)["id"])
 
 
-def settled(program: Program, trigger_id: str, state: str, within_s: float = 15.0) -> list[Any]:
+def settled(program: Program, trigger_id: str, state: str, within_s: float = 45.0) -> list[Any]:
     """Its deliveries, as soon as there is one in that state."""
 
     def there() -> Any:

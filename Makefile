@@ -15,8 +15,9 @@ help: ## Say what each target does
 run: setup ## Set up what is missing and start the whole stack; Ctrl-C stops it
 	@exec $(PY) -m server up
 
-test: setup-dev check ## All checks and all tests, shared by two processes (what CI runs)
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Tests wait more than they compute: two processes to a core of the two that CI has.
+test: setup-dev check ## All checks and all tests, shared by four processes (what CI runs)
+	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 check: setup-dev ## Format, lint, types, protobuf rules, generated code fresh
 	@PY=$(PY) bash proto/check.sh

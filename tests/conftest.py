@@ -1,7 +1,7 @@
 """One plugin file per outside thing the tests use."""
 
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -37,6 +37,15 @@ pytest_plugins = [
 # No test is to fail because the machine is busy.
 settings.register_profile("atlas", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("atlas")
+
+
+NEAR: Final = ("unit", "fuzz", "escape", "contract", "integration", "fault", "acceptance")
+"""Folders of tests, from those that take no time to those that start whole stacks and wait for them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: one that began last would run alone."""
+    items.sort(key=lambda item: -NEAR.index(item.path.parent.name))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -23,7 +23,7 @@ from server.stack import postgres
 from server.stack.account import servant
 from server.stack.part import Part, PartFailed, Running, start
 from server.telemetry.metrics import Metrics
-from tests.fix_runs import eventually
+from tests.fix_runs import DEADLINE_S, eventually
 from tests.fix_stack import QUICK
 
 SETTINGS = Settings(events_keep_hours=1, events_keep_mb=256)
@@ -59,7 +59,7 @@ class Stored:
                 self.bodies.append(message.data)
         return self.events
 
-    async def of(self, project_id: str, count: int, within_s: float = 15.0) -> list[Event]:
+    async def of(self, project_id: str, count: int, within_s: float = DEADLINE_S) -> list[Event]:
         """The project's events once there are `count` of them; AssertionError when there are more."""
 
         async def enough() -> list[Event] | None:

@@ -269,8 +269,13 @@ class Program:
         return json.loads(self.run(*arguments, "--json", stdin=stdin).stdout)
 
 
+def program_in(folder: Path, stack: RunningStack) -> Program:
+    """In a folder below which nothing but the variables of the file `env` says where the stack is."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ATLAS_")}
+    return Program(folder, {**kept, **stack.env})
+
+
 @pytest.fixture
 def program(running_stack: RunningStack, tmp_path: Path) -> Program:
-    """In an empty folder below which nothing but the variables of the file `env` says where the stack is."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ATLAS_")}
-    return Program(tmp_path, {**kept, **running_stack.env})
+    """In an empty folder."""
+    return program_in(tmp_path, running_stack)

@@ -34,7 +34,7 @@ class RunningStack(Protocol):
     def run(self) -> Path: ...
 
 
-def eventually(ask: Callable[[], Any], within_s: float = 15.0) -> Any:
+def eventually(ask: Callable[[], Any], within_s: float = 45.0) -> Any:
     """What `ask` answers once that is true."""
     deadline_s = time.monotonic() + within_s
     while not (answer := ask()):
@@ -147,6 +147,12 @@ def new_project(rest: Rest) -> Iterator[Callable[..., Rest]]:
     yield make
     for project_id in made:
         rest.request("DELETE", f"/v1/projects/{project_id}", key=rest.admin_key)
+
+
+@pytest.fixture
+def patient(new_project: Callable[..., Rest]) -> Rest:
+    """A project whose runs may take a minute: on a busy machine a runtime may need seconds to start."""
+    return new_project(tier="enterprise")
 
 
 @pytest.fixture

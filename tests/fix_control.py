@@ -1,7 +1,10 @@
-"""The control plane's database of one test: migrated, with a pool and a listener on it."""
+"""The control plane's database of one test, migrated once a session and copied, with a pool and a listener on it."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 
 from server.postgres.changes import Changes
@@ -9,10 +12,19 @@ from server.postgres.control import Pool, open_pool
 from server.postgres.migrate import migrate
 
 
+@pytest.fixture(scope="session")
+def control_template(postgres_url: str, postgres_admin: "psycopg.Connection[tuple[object, ...]]") -> str:
+    """The name of a migrated database to which nobody connects."""
+    name = "control_template"
+    postgres_admin.execute(f"CREATE DATABASE {name}")
+    with ThreadPoolExecutor(1) as thread:  # the loop of a module may be running in this one
+        thread.submit(asyncio.run, migrate(postgres_url.replace("@/postgres?", f"@/{name}?"))).result()
+    return name
+
+
 @pytest.fixture
-async def control_url(fresh_database: str) -> str:
-    await migrate(fresh_database)
-    return fresh_database
+def control_url(make_database: Callable[..., str], control_template: str) -> str:
+    return make_database(control_template)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from server.postgres.control import Pool, open_pool, transaction
 from server.settings import Settings
 from server.triggers.cache import TriggerCache
 from tests.fix_functions import add_project
-from tests.fix_runs import eventually
+from tests.fix_runs import DEADLINE_S, eventually
 from tests.fix_triggers import add_function, add_trigger, change_trigger
 
 SETTINGS = Settings(events_keep_hours=1, events_keep_mb=64)
@@ -184,7 +184,7 @@ class Site:
     async def states(self, trigger_id: str | None = None) -> Counter[str]:
         return Counter(row["state"] for row in await self.rows(trigger_id))
 
-    async def until(self, states: dict[str, int], trigger_id: str | None = None, within_s: float = 15.0) -> None:
+    async def until(self, states: dict[str, int], trigger_id: str | None = None, within_s: float = DEADLINE_S) -> None:
         """The ledger comes to hold exactly so many of each state."""
         seen: Counter[str] = Counter()
 

@@ -45,22 +45,31 @@ def postgres_url(stack_dir: Path) -> Iterator[str]:
         yield postgres.url(sockets, "postgres")
 
 
+@pytest.fixture(scope="session")
+def postgres_admin(postgres_url: str) -> "Iterator[psycopg.Connection[tuple[object, ...]]]":
+    """A superuser's connection to the cluster, without transactions."""
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        yield connection
+
+
 @pytest.fixture
-def make_database(postgres_url: str) -> Iterator[Callable[[], str]]:
-    """Makes empty databases and returns their URLs (superuser); they are dropped after the test."""
+def make_database(
+    postgres_url: str, postgres_admin: "psycopg.Connection[tuple[object, ...]]"
+) -> Iterator[Callable[..., str]]:
+    """Makes databases, copies of `template`, and returns their URLs (superuser); they are dropped after the test.
+
+    Copied file by file: a copy that goes through the buffers takes longer to make and four times as long to drop.
+    """
     made: list[str] = []
 
-    def make() -> str:
-        name = f"test_{secrets.token_hex(6)}"
-        with psycopg.connect(postgres_url, autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')
-        made.append(name)
-        return postgres_url.replace("@/postgres?", f"@/{name}?")
+    def make(template: str = "template1") -> str:
+        made.append(f"test_{secrets.token_hex(6)}")
+        postgres_admin.execute(f'CREATE DATABASE "{made[-1]}" TEMPLATE "{template}" STRATEGY file_copy')
+        return postgres_url.replace("@/postgres?", f"@/{made[-1]}?")
 
     yield make
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        for name in made:
-            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    for name in made:
+        postgres_admin.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
 @pytest.fixture

@@ -10,8 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import httpx
 import pytest
 
+from server.stack import postgres
+from server.stack.binaries import in_wheel
 from server.stack.bootstrap import read_env
 from server.stack.nats import free_port
 from server.stack.orphans import marked, working_in
@@ -20,6 +23,7 @@ from server.stack.part import launcher
 ROOT = Path(__file__).parents[1]
 READY_S = 60.0
 STOP_S = 15.0
+PARTS = ("postgres", "nats-server", "valkey-server", "envoy", "api-0", "worker-0")
 
 
 class Stack:
@@ -139,6 +143,22 @@ class Stack:
             self.stop(signal.SIGTERM)
         self.wait_gone()
         shutil.rmtree(self.home)
+
+
+def healthy(stack: Stack) -> bool:
+    try:
+        return httpx.get(f"{stack.url}/healthz", timeout=10, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def psql(url: str, command: str) -> str:
+    program = in_wheel(postgres.WHEEL, "psql")
+    done = subprocess.run(
+        [program, url, "-qAtX", "-v", "ON_ERROR_STOP=1", "-c", command], capture_output=True, text=True, env={}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 @pytest.fixture

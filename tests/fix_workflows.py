@@ -24,7 +24,7 @@ from server.workflows.runs import Workflows
 from server.workflows.store import Definitions
 from server.workflows.worker import StepWorker
 from tests.fix_functions import add_project
-from tests.fix_runs import eventually
+from tests.fix_runs import DEADLINE_S, eventually
 
 Work = Callable[[Attempt], Awaitable[Output | Wait]]
 
@@ -102,7 +102,7 @@ class Site:
         run, steps = await self.workflows.get(self.project_id, run_id)
         return run, {step.node_id: step for step in steps}
 
-    async def ended(self, run_id: str, within_s: float = 20.0) -> tuple[Run, dict[str, StepRecord]]:
+    async def ended(self, run_id: str, within_s: float = DEADLINE_S) -> tuple[Run, dict[str, StepRecord]]:
         async def over() -> tuple[Run, dict[str, StepRecord]] | None:
             found = await self.get(run_id)
             return found if found[0].state != "running" else None

@@ -74,13 +74,13 @@ def test_source_that_cannot_run_is_a_400_that_says_where(rest: Rest, source: str
 
 
 @pytest.mark.parametrize("runtime", ["quickjs", "wasm", "node", "deno"])
-def test_every_runtime_of_the_specification_deploys_and_runs(rest: Rest, runtime: str) -> None:
+def test_every_runtime_of_the_specification_deploys_and_runs(patient: Rest, runtime: str) -> None:
     source = "export default async (input, ctx) => ({ sum: input.a + input.b, slug: ctx.request.path })"
-    status, body = deploy(rest, runtime=runtime, slug=f"on-{runtime}", source=source)
+    status, body = deploy(patient, runtime=runtime, slug=f"on-{runtime}", source=source)
     assert status == 200, body
     assert body["runtime"] == runtime
     assert body["entrypoint"] == f"on-{runtime}." + ("wasm" if runtime == "wasm" else "js")
-    answer = rest.invoke(f"on-{runtime}/below", {"a": 1, "b": 2})
+    answer = patient.invoke(f"on-{runtime}/below", {"a": 1, "b": 2})
     assert answer.status_code == 200, answer.text
     told = answer.json()
     assert told["result"] == {"sum": 3, "slug": "/below"}

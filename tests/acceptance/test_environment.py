@@ -25,13 +25,13 @@ ODD = {"__proto__": "x" * 3, "constructor": "", "toString": "s", "_": '\U0001f60
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_every_runtime_gets_variables_and_secrets(rest: Rest, runtime: str) -> None:
+def test_every_runtime_gets_variables_and_secrets(patient: Rest, runtime: str) -> None:
     secret = "pässwörd\U0001f511\"'\\\n" + secrets.token_hex(8)
     large = "x" * 60_000
-    rest.deployed(
+    patient.deployed(
         SHAPE, slug=f"env-{runtime}", runtime=runtime, env={**ODD, "LARGE": large}, secrets={"SECRET": secret}
     )
-    answer = rest.invoke(f"env-{runtime}", secret)
+    answer = patient.invoke(f"env-{runtime}", secret)
     assert answer.status_code == 200, answer.text
     utf16 = {
         name: len(value.encode("utf-16-le")) // 2 for name, value in {**ODD, "LARGE": large, "SECRET": secret}.items()

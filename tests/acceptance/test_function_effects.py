@@ -1,6 +1,5 @@
 """An order from an HTTP call through a transaction, its event, a second function and its rows, to the last event."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -32,8 +31,8 @@ TELL = """export default async (event, ctx) => {
 
 
 @pytest.mark.parametrize(("runtime", "source", "whole"), [("quickjs", SHIP, False), ("node", SHIP_WHOLE, True)])
-def test_what_an_order_causes(new_project: Callable[..., Rest], runtime: str, source: str, whole: bool) -> None:
-    rest = new_project()
+def test_what_an_order_causes(patient: Rest, runtime: str, source: str, whole: bool) -> None:
+    rest = patient
     place = rest.deployed(PLACE, slug="place", runtime=runtime)
     ship = rest.deployed(source, slug="ship", runtime=runtime, exactly_once=whole)
     assert rest.manage("GET", f"/functions/{ship}").json()["exactly_once"] is whole

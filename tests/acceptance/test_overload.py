@@ -36,8 +36,8 @@ def test_overload_is_503_with_the_delay_to_retry_after(make_stack: Callable[...,
 
 
 def test_long_runs_of_one_project_leave_room_for_another(new_project: Callable[..., Rest]) -> None:
-    busy, other = new_project(tier="enterprise"), new_project()
-    busy.deployed("export default () => new Promise((done) => setTimeout(done, 10_000))", slug="long", runtime="node")
+    busy, other = (new_project(tier="enterprise") for _ in range(2))
+    busy.deployed("export default () => new Promise((done) => setTimeout(done, 60_000))", slug="long", runtime="node")
     other.deployed("export default () => 'ran'", slug="short", runtime="node")
     with ThreadPoolExecutor(MOST_V8 + 4) as callers:
         calls = [callers.submit(busy.invoke, "long") for _ in range(MOST_V8 + 4)]
@@ -48,6 +48,12 @@ def test_long_runs_of_one_project_leave_room_for_another(new_project: Callable[.
 
         eventually(held)
         assert other.invoke("short").json()["result"] == "ran"
-        for run in busy.manage("GET", "/runs", params={"state": "running"}).json()["runs"]:
-            busy.manage("POST", f"/runs/{run['id']}:cancel", json={})
+
+        def over() -> bool:
+            """Also what got its sandbox only now."""
+            for run in busy.manage("GET", "/runs", params={"state": "running"}).json()["runs"]:
+                busy.manage("POST", f"/runs/{run['id']}:cancel", json={})
+            return all(call.done() for call in calls)
+
+        eventually(over)
     assert {call.result().status_code for call in calls} <= {499, 503}

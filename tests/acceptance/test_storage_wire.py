@@ -425,7 +425,8 @@ FUNCTION = """export default async ({bucket, content}) => {
 
 
 @pytest.mark.parametrize("runtime", ["quickjs", "node", "deno"])
-def test_functions_store_objects(objects: Objects, runtime: str) -> None:
+def test_functions_store_objects(patient: Rest, runtime: str) -> None:
+    objects = Objects(patient, "files")
     body = {"bucket": objects.bucket, "content": "héllo"}
     result = objects.rest.run(FUNCTION, body, slug=f"storage-{runtime}", runtime=runtime)
     assert result["put"]["contentType"] == "text/plain;charset=UTF-8"

@@ -12,6 +12,8 @@ from tests.fix_engines import LIMITS, MIB, Deployed, Site
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SMALL = replace(LIMITS, wall_ms=1_000, cpu_ms=1_000, memory_bytes=32 * MIB, fuel=2_000_000_000)
+SHORT = replace(SMALL, wall_ms=500, cpu_ms=500, fuel=1_000_000_000)
+"""For what burns all of it."""
 
 
 async def works(deployed: Deployed, site: Site) -> None:
@@ -38,7 +40,7 @@ async def test_what_does_not_end_is_ended(site: Site, source: str) -> None:
     deployed = await site.deploy(body(source))
     loop = asyncio.get_running_loop()
     began_s = loop.time()
-    result = await deployed(limits=SMALL)
+    result = await deployed(limits=SHORT)
     assert loop.time() - began_s < 4
     expected = {Outcome.FUEL_LIMIT} if site.is_wasm else {Outcome.WALL_LIMIT, Outcome.CPU_LIMIT}
     assert result.outcome in expected, result
@@ -100,7 +102,7 @@ async def test_a_response_that_is_too_large_is_refused(site: Site) -> None:
 
 
 async def test_a_module_that_never_loads_is_ended(site: Site) -> None:
-    checked = await site.check("for (;;); export default () => 1", SMALL)
+    checked = await site.check("for (;;); export default () => 1", SHORT)
     assert checked.outcome is not Outcome.OK
     assert checked.outcome is not Outcome.CRASHED, checked
 

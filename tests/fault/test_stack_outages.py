@@ -4,11 +4,13 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from statistics import median
 from typing import Any
 
 import httpx
 
+from server.postgres.changes import LEASE_S, RENEW_EVERY_S
 from tests.fix_clients import Rest, connected
 from tests.fix_runs import OwnNats
 from tests.fix_up import Stack
@@ -22,14 +24,19 @@ export default async (value) => {
 }
 """
 PATIENCE_S = 2.0
-"""An invocation that waited for a server that is away would take longer."""
+"""Invocations that waited for a server that is away would take longer."""
 
 
-def quick(rest: Rest, slug: str, body: object) -> httpx.Response:
-    began_s = time.monotonic()
-    answer = rest.invoke(slug, body)
-    assert time.monotonic() - began_s < PATIENCE_S
-    return answer
+def quickly(rest: Rest, bodies: Iterable[object]) -> list[httpx.Response]:
+    """Answers of `echo`. Half of them come in time, so that a machine which is busy for a moment does not matter."""
+    answers, took_s = [], []
+    for body in bodies:
+        began_s = time.monotonic()
+        answers.append(rest.invoke("echo", body))
+        took_s.append(time.monotonic() - began_s)
+    assert median(took_s) < PATIENCE_S
+    assert max(took_s) < 5 * PATIENCE_S
+    return answers
 
 
 def kill(stack: Stack, name: str) -> None:
@@ -65,14 +72,14 @@ def test_without_nats_functions_run_as_ever_and_their_records_arrive_later(
     stack = make_stack(ATLAS_NATS_URL=own_nats.url, ATLAS_API_PROCESSES="2").start()
     with connected(stack) as rest:
         assert rest.deploy(ECHO, slug="echo").status_code == 200
-        answers = [quick(rest, "echo", number) for number in range(10)]
+        answers = quickly(rest, range(10))
         assert own_nats.running
         own_nats.running.process.send_signal(signal.SIGSTOP)  # it answers nothing any more
-        answers += [quick(rest, "echo", number) for number in range(10, 40)]
+        answers += quickly(rest, range(10, 40))
         own_nats.running.kill()
         own_nats.stop()
         stack.until(lambda: health(stack) == 503, 20, "its absence is not noticed")
-        answers += [quick(rest, "echo", number) for number in range(40, 100)]
+        answers += quickly(rest, range(40, 100))
         queued = rest.queue("echo", "later")
         stack.until(lambda: rest.result(queued).status_code == 200, 20, "asynchronous runs wait for NATS")
         tail = rest.request("GET", f"/v1/projects/{rest.project_id}/runs:tail", key=rest.service_key)
@@ -90,9 +97,11 @@ def test_without_postgres_every_call_is_answered_or_told_to_come_again(make_stac
     with connected(stack) as rest:
         assert rest.deploy(ECHO, slug="echo").status_code == 200
         answers = [rest.invoke("echo", "before")]
-        os.kill(stack.processes()["postgres"], signal.SIGKILL)
-        answers.append(quick(rest, "echo", "cached"))
-        assert [answer.status_code for answer in answers] == [200, 200]
+        assert answers[0].status_code == 200
+        postgres, killed_s = stack.processes()["postgres"], time.monotonic()
+        os.kill(postgres, signal.SIGKILL)
+        answers.append(rest.invoke("echo", "cached"))
+        assert answers[1].status_code == 200 or time.monotonic() - killed_s > LEASE_S - RENEW_EVERY_S
         kill(stack, "postgres")
         while "postgres is back" not in stack.said:
             answers.append(rest.invoke("echo", "during"))
@@ -114,8 +123,8 @@ def test_without_valkey_functions_run_and_atlas_kv_says_what_is_wrong(make_stack
         assert rest.run(KEYS, "kept", slug="keys") == "kept"
         stopped = stack.processes()["valkey-server"]
         os.kill(stopped, signal.SIGSTOP)
-        for number in range(20):  # its slots are counted in Valkey, else in the process alone
-            assert quick(rest, "echo", number).json()["result"] == number
+        # Its slots are counted in Valkey, else in the process alone.
+        assert [answer.json()["result"] for answer in quickly(rest, range(20))] == list(range(20))
         os.kill(stopped, signal.SIGKILL)
         failed = rest.invoke("keys")
         if failed.status_code != 200:  # it is back within a tenth of a second

@@ -224,5 +224,5 @@ async def test_a_timer_that_outlasts_the_wall_clock_leaves_a_warm_child(engine: 
     sleeper = program("await new Promise((done) => setTimeout(done, input)); return 'slept'")
     result = await run(engine, sleeper, 60_000, limits=replace(LIMITS, wall_ms=50))
     assert result.outcome is Outcome.WALL_LIMIT
-    result = await run(engine, sleeper, 1, limits=replace(LIMITS, wall_ms=1000))
+    result = await run(engine, sleeper, 1)
     assert (result.value, result.metrics.boot_ms) == (b'"slept"', 0)

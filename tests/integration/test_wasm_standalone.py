@@ -1,6 +1,7 @@
 """The standalone form, run by the wasmtime package as any WASI preview 1 command is: files for its three streams."""
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,15 +26,23 @@ def command_of(guest: Guest, source: str) -> bytes:
     return standalone(guest.image, bytecode)
 
 
+@lru_cache(maxsize=1)
+def compiled(command: bytes) -> tuple[wasmtime.Engine, wasmtime.Module]:
+    """Takes a second."""
+    engine = wasmtime.Engine()
+    return engine, wasmtime.Module(engine, command)
+
+
 def execute(command: bytes, stdin: bytes, folder: Path) -> Exited:
     (folder / "stdin").write_bytes(stdin)
     streams = wasmtime.WasiConfig()
     streams.stdin_file, streams.stdout_file, streams.stderr_file = (folder / n for n in ("stdin", "stdout", "stderr"))
-    with wasmtime.Engine() as engine, wasmtime.Store(engine) as store:
+    engine, module = compiled(command)
+    with wasmtime.Store(engine) as store:
         store.set_wasi(streams)
         linker = wasmtime.Linker(engine)
         linker.define_wasi()
-        start = linker.instantiate(store, wasmtime.Module(engine, command)).exports(store)["_start"]
+        start = linker.instantiate(store, module).exports(store)["_start"]
         assert isinstance(start, wasmtime.Func)
         status = 0
         try:

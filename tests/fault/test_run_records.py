@@ -133,16 +133,20 @@ async def test_records_wait_while_postgres_is_away(
             info = await bus.jetstream.consumer_info(stream.NAME, stream.DURABLE)
             return info.num_redelivered is not None and info.num_redelivered > 0
 
-        await eventually(refused)
-        await away.close()
+        try:
+            await eventually(refused)
+        finally:
+            await away.close()  # else nothing here ends
     back = Writer(bus, pool)
     await back.start()
 
     async def written() -> bool:
         return await count(pool) == 1
 
-    await eventually(written)
-    await back.close()
+    try:
+        await eventually(written)
+    finally:
+        await back.close()
 
 
 async def test_a_full_buffer_drops_the_oldest_and_counts(bus: EventBus, project_id: str) -> None:

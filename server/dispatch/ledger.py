@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
 from server.events.envelope import Event
+from server.postgres.arrays import texts, words
 from server.postgres.control import Connection
 
 LOST: Final = "lost"
@@ -22,9 +23,9 @@ _INSERT: Final = """
 WITH mine AS MATERIALIZED (SELECT FROM dispatch_leases WHERE id = %b::uuid FOR KEY SHARE),
 bodies AS (
   INSERT INTO delivered_events (project_id, event_id, body, cause_run, cause_trigger, cause_depth)
-  SELECT * FROM unnest(%b::uuid[], %b::text[], %b::bytea[], %b::uuid[], %b::uuid[], %b::integer[])
+  SELECT * FROM unnest(%t::uuid[], %t::text[], %b::bytea[], %t::uuid[], %t::uuid[], %t::integer[])
   ON CONFLICT DO NOTHING
-)
+), inserted AS (
 INSERT INTO deliveries (id, project_id, trigger_id, event_id, event_type, sequence, order_key, run_id, state, lease,
   due_at, began_at, attempts)
 SELECT id, project_id, trigger_id, event_id, event_type, sequence, order_key, CASE WHEN starts THEN run_id END,
@@ -32,10 +33,12 @@ SELECT id, project_id, trigger_id, event_id, event_type, sequence, order_key, CA
   now(), CASE WHEN starts THEN now() END, CASE WHEN starts THEN 1 ELSE 0 END
 FROM (
   SELECT *, wanted = 'running' AND EXISTS (SELECT FROM mine) AS starts
-  FROM unnest(%b::uuid[], %b::uuid[], %b::uuid[], %b::text[], %b::text[], %b::bigint[], %b::text[], %b::uuid[],
-    %b::text[]) AS given (id, project_id, trigger_id, event_id, event_type, sequence, order_key, run_id, wanted)
+  FROM unnest(%t::uuid[], %t::uuid[], %t::uuid[], %t::text[], %t::text[], %t::bigint[], %t::text[], %t::uuid[],
+    %t::text[]) AS given (id, project_id, trigger_id, event_id, event_type, sequence, order_key, run_id, wanted)
 ) AS pairs
 ON CONFLICT (id) DO NOTHING RETURNING id, state
+)
+SELECT id::text FROM inserted WHERE state = 'running'
 """
 _END: Final = """
 UPDATE deliveries AS d SET state = e.state, lease = NULL, attempts = e.attempts, refusals = e.refusals,
@@ -43,9 +46,9 @@ UPDATE deliveries AS d SET state = e.state, lease = NULL, attempts = e.attempts,
   error = CASE WHEN e.outcome IS NULL THEN d.error ELSE e.error::json END,
   history = CASE WHEN e.entry IS NULL THEN d.history ELSE d.history || e.entry::jsonb END,
   finished_at = CASE WHEN e.state <> 'queued' THEN now() END
-FROM unnest(%b::uuid[], %b::uuid[], %b::text[], %b::float8[], %b::integer[], %b::integer[], %b::text[], %b::text[],
-  %b::text[]) AS e (id, run_id, state, delay_s, attempts, refusals, outcome, error, entry)
-WHERE d.id = e.id AND d.run_id = e.run_id AND d.state = 'running' RETURNING d.id
+FROM unnest(%t::uuid[], %t::uuid[], %t::text[], %t::float8[], %t::integer[], %t::integer[], %t::text[], %t::text[],
+  %t::text[]) AS e (id, run_id, state, delay_s, attempts, refusals, outcome, error, entry)
+WHERE d.id = e.id AND d.run_id = e.run_id AND d.state = 'running'
 """
 _DROP: Final = {
     "cancelled": "state = 'cancelled', finished_at = now(), error = json_build_object('reason', 'TRIGGER_DISABLED',"
@@ -135,24 +138,35 @@ async def insert(conn: Connection, lease: str, bodies: Sequence[Body], pairs: Se
     are. Where `lease` is over, what was to run is queued."""
     bodies = sorted(bodies, key=lambda each: (each.project_id, each.event_id))  # in one order, so that nobody deadlocks
     pairs = sorted(pairs, key=lambda each: each.id)
+    projects, event_ids, contents, cause_runs, cause_triggers, depths = zip(*bodies, strict=True)
+    ids, projects_of, triggers, events_of, types, sequences, order_keys, run_ids, states = zip(*pairs, strict=True)
     cursor = await conn.cursor(binary=True).execute(
         _INSERT,
         [
             lease,
-            *(list(column) for column in zip(*bodies, strict=True)),
+            *(words(projects), texts(event_ids), list(contents)),
+            *(words(cause_runs), words(cause_triggers), words(depths)),
             lease,
-            *(list(column) for column in zip(*pairs, strict=True)),
+            *(words(ids), words(projects_of), words(triggers), texts(events_of), texts(types)),
+            *(words(sequences), texts(order_keys), words(run_ids), words(states)),
         ],
     )
-    return {str(found) for found, state in await cursor.fetchall() if state == "running"}
+    return {found for (found,) in await cursor.fetchall()}
 
 
-async def end(conn: Connection, ends: Sequence[End]) -> set[str]:
-    """Write how attempts ended, at least one; the ids of those that were still what is said here to have run."""
-    ends = sorted(ends, key=lambda each: each.id)
-    columns = [list(column) for column in zip(*ends, strict=True)]
-    cursor = await conn.cursor(binary=True).execute(_END, columns)
-    return {str(found) for (found,) in await cursor.fetchall()}
+async def end(conn: Connection, ends: Sequence[End]) -> int:
+    """Write how attempts ended, at least one; how many of them were still what is said here to have run."""
+    ids, run_ids, states, delays_s, attempts, refusals, outcomes, errors, entries = zip(
+        *sorted(ends, key=lambda each: each.id), strict=True
+    )
+    cursor = await conn.execute(
+        _END,
+        [
+            *(words(ids), words(run_ids), words(states), words(delays_s), words(attempts), words(refusals)),
+            *(words(outcomes), texts(errors), texts(entries)),
+        ],
+    )
+    return cursor.rowcount
 
 
 async def lose(conn: Connection) -> int:

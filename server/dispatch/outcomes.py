@@ -85,7 +85,7 @@ class Outcomes:
         if not self._ends:
             self._some.clear()
             self._none.set()
-        if len(written) < len(ends):
-            ignored = len(ends) - len(written)
+        if written < len(ends):
+            ignored = len(ends) - written
             log.warning("dispatch.late", f"{ignored} attempts ended after they were lost or withdrawn", ended=ignored)
         self._written(min((end.delay_s for end in ends if end.state == "queued"), default=float("inf")))

@@ -16,6 +16,12 @@ async def end_task(*tasks: asyncio.Task[Any], again_s: float = AGAIN_S) -> None:
         await asyncio.wait(going, timeout=again_s)
 
 
+def unheard(task: asyncio.Task[Any]) -> None:
+    """A done callback: should it fail, the event loop is not to report it, since another of the same work tells why."""
+    if not task.cancelled():
+        task.exception()
+
+
 async def whole(work: Coroutine[object, object, None]) -> None:
     """Do it to its end; a cancellation waits for that."""
     task = asyncio.create_task(work)

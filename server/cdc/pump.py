@@ -12,7 +12,7 @@ from server.cdc.link import Link
 from server.cdc.outlet import MAX_BATCH, Outlet
 from server.cdc.pgoutput import ProtocolError, Relation, decode
 from server.postgres.channel import SqlError
-from server.tasks import end_task
+from server.tasks import end_task, unheard
 from server.telemetry.metrics import Metrics
 
 WINDOW_BYTES: Final = 4 * 1024 * 1024
@@ -67,8 +67,9 @@ class Pump:
                     task.result()
         finally:
             tasks = [task for task in (reading, storing, stored) if task is not None]
+            for each in tasks:
+                each.add_done_callback(unheard)
             await end_task(*tasks)
-            await asyncio.gather(*tasks, return_exceptions=True)  # one of them is told; the others failed with it
 
     async def _read(self, changes: Changes, base_types: BaseTypes) -> None:
         while True:

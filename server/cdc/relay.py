@@ -29,7 +29,7 @@ from server.postgres.channel import ConnectionLost, SqlError
 from server.postgres.publication import NotPublishable
 from server.postgres.tenants import Tenants
 from server.settings import Settings
-from server.tasks import end_task
+from server.tasks import end_task, unheard
 from server.telemetry.metrics import Metrics
 
 log = logger("cdc")
@@ -158,8 +158,9 @@ class Relay:
                 self._strikes.count(why, name, changes)
             raise
         finally:
+            for task in tasks:
+                task.add_done_callback(unheard)
             await end_task(*tasks)
-            await asyncio.gather(*tasks, return_exceptions=True)  # one of them is told; the others failed with it
 
     async def _keep_published(self) -> None:
         while True:

@@ -4,7 +4,22 @@ from server.postgres.arrays import texts, words
 from server.postgres.control import Pool, transaction
 from server.uuids import random_uuid
 
-STRINGS = ["", "null", "NULL", '"', "\\", '\\"', "{}", "{,}", "a,b", " a ", "\n\t\r\x01\x7f", "é€\U0001f600", "'; --", None]
+STRINGS = [
+    "",
+    "null",
+    "NULL",
+    '"',
+    "\\",
+    '\\"',
+    "{}",
+    "{,}",
+    "a,b",
+    " a ",
+    "\n\t\r\x01\x7f",
+    "é€\U0001f600",
+    "'; --",
+    None,
+]
 
 
 async def test_what_is_read_is_what_was_written(pool: Pool) -> None:

@@ -70,7 +70,7 @@ class Worker:
                 [self.project.id, event_type, function.id, conditions],
             )
 
-    def dispatcher(self) -> Dispatcher:
+    def dispatcher(self, *, timed: bool = True) -> Dispatcher:
         started = self.started
         return Dispatcher(
             bus=started.bus,
@@ -78,7 +78,7 @@ class Worker:
             pool=started.pool,
             changes=started.changes,
             triggers=self.triggers,
-            invoker=self.invoker,
+            invoker=self.invoker if timed else self.invoker.invoker,
             metrics=started.metrics,
         )
 

@@ -27,11 +27,11 @@ MAX_EVENT_BYTES: Final = 1_048_000
 MAX_DATA_BYTES: Final = 1_000_000
 MAX_ID_CHARS: Final = 128
 MAX_TEXT_CHARS: Final = 255
+"""Of `source` and `subject`."""
 
 MAX_ENVELOPE_VALUES: Final = MAX_VALUES + 1_000
 """Of a whole envelope, as `json_text.MAX_VALUES`: its data alone may have these, and what goes around it less than a
 thousand more: commas and brackets in id, source and subject, and between members."""
-"""Of `source` and `subject`."""
 
 MAX_CAUSE_DEPTH: Final = 1_000
 MAX_COLUMNS: Final = 1_600

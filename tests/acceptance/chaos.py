@@ -15,7 +15,8 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -55,11 +56,18 @@ class Report:
 
 def run(plan: Plan, say: Callable[[str], None] = print) -> Report:
     """A stack of its own from beginning to end."""
-    stack = new_stack({"ATLAS_API_PROCESSES": "2", "ATLAS_WORKER_PROCESSES": "2"})
+    with stack_of_its_own({"ATLAS_API_PROCESSES": "2", "ATLAS_WORKER_PROCESSES": "2"}, say) as (stack, rest):
+        return _run(plan, stack, rest, say)
+
+
+@contextmanager
+def stack_of_its_own(settings: dict[str, str], say: Callable[[str], None]) -> Iterator[tuple[Stack, Rest]]:
+    """Ended and destroyed with the block; what it said is told when that fails."""
+    stack = new_stack(settings)
     try:
         stack.start()
         with connected(stack) as rest:
-            return _run(plan, stack, rest, say)
+            yield stack, rest
     except BaseException:
         say(f"The stack said:\n{stack.said}")
         raise

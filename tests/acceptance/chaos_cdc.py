@@ -46,8 +46,8 @@ from tests.acceptance.chaos_pgbench import (
     scripted,
 )
 from tests.acceptance.chaos_replay import Replay
-from tests.fix_clients import Rest, connected, nats_url_of
-from tests.fix_up import Stack, new_stack
+from tests.fix_clients import Rest, nats_url_of
+from tests.fix_up import Stack
 
 VICTIMS: Final = (RELAY, "nats", "postgres")
 SOURCE: Final = """
@@ -92,16 +92,8 @@ class Report:
 
 def run(plan: Plan, say: Callable[[str], None] = print) -> Report:
     """A stack of its own from beginning to end."""
-    stack = new_stack({"ATLAS_WORKER_PROCESSES": "2"})
-    try:
-        stack.start()
-        with connected(stack) as rest:
-            return _run(plan, stack, rest, say)
-    except BaseException:
-        say(f"The stack said:\n{stack.said}")
-        raise
-    finally:
-        stack.destroy()
+    with chaos.stack_of_its_own({"ATLAS_WORKER_PROCESSES": "2"}, say) as (stack, rest):
+        return _run(plan, stack, rest, say)
 
 
 def _run(plan: Plan, stack: Stack, rest: Rest, say: Callable[[str], None]) -> Report:

@@ -40,6 +40,15 @@ class Site:
 @contextlib.asynccontextmanager
 async def running(cpu: int) -> AsyncIterator[Site]:
     """On a state of its own, with the function `bench` deployed; the API process and its sandboxes run on `cpu`."""
+    async with state_of_its_own() as (settings, home, supervisor):
+        with contextlib.redirect_stdout(sys.stderr):
+            site = await start(settings, home, supervisor, cpu)
+        yield site
+
+
+@contextlib.asynccontextmanager
+async def state_of_its_own() -> AsyncIterator[tuple[Settings, Places, Supervisor]]:
+    """For servers that end, and whose state goes, with it."""
     folder = new_folder()
     settings = Settings(
         port=free_port(),
@@ -52,9 +61,7 @@ async def running(cpu: int) -> AsyncIterator[Site]:
     home.make()
     supervisor = Supervisor(home.mark, lambda said: print(said, file=sys.stderr))
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            site = await start(settings, home, supervisor, cpu)
-        yield site
+        yield settings, home, supervisor
     finally:
         await supervisor.stop()
         shutil.rmtree(folder)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import shutil
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -21,15 +20,11 @@ from server.invocations.invoke import Call, Finished
 from server.parts import Parts
 from server.postgres.control import transaction
 from server.projects import Project
-from server.settings import Settings
 from server.stack import bootstrap
 from server.stack.credentials import credentials
 from server.stack.launch import start_servers
-from server.stack.nats import free_port
-from server.stack.places import places
-from server.stack.supervisor import Supervisor
 from server.triggers.cache import TriggerCache
-from tests.bench.stack import new_folder
+from tests.bench.stack import state_of_its_own
 
 SOURCE: Final = "export default (event) => event.data.amount"
 
@@ -98,18 +93,7 @@ async def running() -> AsyncIterator[Worker]:
 
 @contextlib.asynccontextmanager
 async def _started() -> AsyncIterator[Parts]:
-    folder = new_folder()
-    settings = Settings(
-        port=free_port(),
-        state_dir=folder / "state",
-        run_dir=folder / "run",
-        functions_dir=folder / "functions",
-        storage_dir=folder / "storage",
-    )
-    home = places(settings)
-    home.make()
-    supervisor = Supervisor(home.mark, lambda said: print(said, file=sys.stderr))
-    try:
+    async with state_of_its_own() as (settings, home, supervisor):
         with contextlib.redirect_stdout(sys.stderr):
             secrets = credentials(home.state, settings)
             settings = replace(settings, admin_key=secrets.admin_key, master_key=secrets.master_key)
@@ -123,6 +107,3 @@ async def _started() -> AsyncIterator[Parts]:
             )
         async with AsyncExitStack() as stack:
             yield await parts.start(settings, stack, "worker")
-    finally:
-        await supervisor.stop()
-        shutil.rmtree(folder)
